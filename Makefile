@@ -1,0 +1,53 @@
+# `make` alone lists what there is. Everything runs in .venv, which the first call makes.
+SHELL := /bin/sh
+PY := .venv/bin/python
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+export PYTHONUTF8 := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help book serve test reproduce export wheel clean moved
+
+help:
+	@echo 'make book       build the book from the committed outputs, and say where to open it'
+	@echo 'make serve      build the book and serve it on a free port of this machine'
+	@echo 'make test       run every cell of every notebook (small budget), and the tests'
+	@echo 'make reproduce  run every chapter at full size and keep outputs and weights (hours; goes on where it was stopped)'
+	@echo 'make export     write the package from the notebooks, and clean the notebooks'
+	@echo 'make wheel      build the pip package into dist/'
+	@echo 'make clean      remove what was built (not .venv, fetched scripts, or stopped runs)'
+	@echo 'The first call installs into .venv; PYTHON=… chooses the Python for that (python3 otherwise).'
+
+# The environment follows the files that say what is in it, and the folder it was made in.
+ifneq ($(shell cat .venv/installed 2>/dev/null),$(shell pwd))
+.venv/installed: moved
+endif
+.venv/installed: settings.ini setup.py pyproject.toml
+	@sh book/setup.sh $(if $(PYTHON),"$(PYTHON)")
+
+book: .venv/installed
+	@$(PY) book/build.py
+
+serve: .venv/installed
+	@$(PY) book/build.py --serve
+
+test: .venv/installed
+	@status=0; \
+	$(PY) -c 'from nbdev.test import nbdev_test; nbdev_test(do_print=True)' || status=1; \
+	$(PY) -m pytest $(PYTEST) || status=1; \
+	exit $$status
+
+reproduce: .venv/installed
+	@$(PY) book/reproduce.py
+
+export: .venv/installed
+	@$(PY) -c 'from nbdev.doclinks import nbdev_export; nbdev_export()'
+	@$(PY) -c 'from nbdev.clean import nbdev_clean; nbdev_clean()'
+
+wheel: .venv/installed
+	@rm -rf build dist
+	@$(PY) -m build --wheel --no-isolation --outdir dist . >/dev/null
+	@ls -l dist
+
+clean:
+	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +

@@ -1,0 +1,94 @@
+"""Build the book, or serve it: `python book/build.py [--serve]`.
+
+The site is made from the notebooks' committed outputs; nothing is executed. Every warning is an error.
+"""
+import argparse
+import contextlib
+import functools
+import hashlib
+import http.server
+import os
+import shutil
+import subprocess
+import sys
+
+from project import ROOT, pages
+from reproduce import export
+from vendor import vendor
+
+SITE = ROOT / "_build" / "html"
+STAMP = ROOT / "_build" / "inputs"
+
+
+def inputs():
+    """The files that the site is made of."""
+    package = (ROOT / "vqvae_tutorial").glob("*.py")
+    book = (path for path in (ROOT / "book").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    notebooks = (ROOT / "nbs").glob("*.ipynb")
+    return sorted([*package, *book, *notebooks, ROOT / "_config.yml", ROOT / "_toc.yml"])
+
+
+def fingerprint():
+    """One hash for the content of all inputs."""
+    total = hashlib.sha256()
+    for path in inputs():
+        total.update(str(path.relative_to(ROOT)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def missing():
+    """The pages of `_toc.yml` that the site lacks."""
+    return [page for page in pages() if not (SITE / f"{page}.html").exists()]
+
+
+def build():
+    """Build the site where it is not built yet from just these files; raises when the build is not clean."""
+    export()
+    complete = vendor()
+    now = fingerprint()
+    if STAMP.exists() and STAMP.read_text() == now and not missing():
+        return complete
+    shutil.rmtree(ROOT / "_build", ignore_errors=True)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    result = subprocess.run([sys.executable, "-c", "from jupyter_book.cli.main import main; main()",
+                             "build", ".", "-W", "--keep-going", "-q"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
+    if result.returncode or missing():
+        lacks = f"\nPages of _toc.yml that were not built: {', '.join(missing())}" if missing() else ""
+        raise RuntimeError(f"{result.stdout}{lacks}")
+    STAMP.write_text(now)
+    return complete
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+def server():
+    """A server of the built site on a free port of this machine, which is not started yet."""
+    return http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(SITE)))
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Build the book from the notebooks' committed outputs.")
+    parser.add_argument("--serve", action="store_true", help="then serve it on a free local port until Ctrl-C")
+    arguments = parser.parse_args()
+    try:
+        build()
+    except RuntimeError as error:
+        print(f"{error}\nThe book was not built: see the warnings above.", file=sys.stderr)
+        return 1
+    if not arguments.serve:
+        print(f"The book is ready. Open {(SITE / 'index.html').as_uri()}")
+        return 0
+    with server() as site, contextlib.suppress(KeyboardInterrupt):
+        print(f"The book is at http://127.0.0.1:{site.server_port}/ until you press Ctrl-C.", flush=True)
+        site.serve_forever()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""What several test files share: the project's scripts, the built site, and a browser where there is one."""
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "book"))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+CHROMIUMS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable",
+             "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome", "/Applications/Chromium.app/Contents/MacOS/Chromium"]
+
+
+@pytest.fixture(scope="session")
+def site():
+    """The folder of the built site; it is built first where it is not up to date."""
+    import build
+
+    build.build()
+    return build.SITE
+
+
+@pytest.fixture(scope="session")
+def scripts(site):
+    """Whether the site has its scripts for formulas and widgets; skips where they could not be fetched."""
+    from vendor import STAMP
+
+    if not STAMP.exists():
+        pytest.skip("the scripts for formulas and widgets could not be fetched (no network)")
+
+
+@pytest.fixture(scope="session")
+def address(site):
+    """The address of the built site, served on this machine."""
+    import build
+
+    with build.server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium of this machine; skips where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    named = os.environ.get("CHROMIUM")
+    path = next(filter(None, map(shutil.which, [named] if named else CHROMIUMS)), None)
+    if path is None:
+        pytest.skip(f"no Chromium on this machine (looked for {named or ', '.join(CHROMIUMS[:4])}; CHROMIUM=… names one)")
+    with playwright.sync_playwright() as control:
+        chromium = control.chromium.launch(executable_path=path, headless=True,
+                                           args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        yield chromium
+        chromium.close()

@@ -1,0 +1,284 @@
+"""Figures: shown once, sharp, readable on white and dark pages, and nothing left behind."""
+
+import base64
+import gc
+import io
+import weakref
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from keras import ops
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vqvae_tutorial import plotting
+from vqvae_tutorial.plotting import code_colors, show_codes, show_curves, show_images, show_rows, step_through
+
+PIXELS = round(plotting.WIDTH * plotting.DPI)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What was displayed: PNG bytes, or mime bundles."""
+    outputs = []
+    monkeypatch.setattr(plotting, "display", lambda output, **_: outputs.append(getattr(output, "data", output)))
+    return outputs
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that would be shown."""
+    found = []
+    monkeypatch.setattr(plotting, "show_figure", found.append)
+    return found
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+
+
+def one(shown):
+    assert len(shown) == 1
+    return pixels(shown.pop())
+
+
+HALF = np.concatenate([np.zeros((14, 28)), np.ones((14, 28))])  # black above, white below
+
+CALLS = {
+    "images": lambda: show_images(np.stack([HALF] * 3), titles=["a", "b", "c"]),
+    "codes": lambda: show_codes(np.arange(4).reshape(1, 2, 2), numbers=True),
+    "rows": lambda: show_rows({"digit": HALF[np.newaxis], "codes": np.zeros((1, 7, 7), int)}),
+    "curves": lambda: show_curves({"loss": [3.0, 2.0], "val_loss": [3.0, 2.5]}),
+    "steps": lambda: step_through(lambda step: show_images(step / 2 * HALF), 3, "iteration"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_each_helper_shows_one_figure_and_keeps_none(shown, monkeypatch, name):
+    made = []
+
+    class Watched(Figure):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(plotting, "Figure", Watched)
+    before = dict(matplotlib.rcParams)
+    assert CALLS[name]() is None
+    assert len(shown) == 1 and made
+    assert not plt.get_fignums() and dict(matplotlib.rcParams) == before
+    gc.collect()
+    assert not [figure for figure in made if figure() is not None]
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "steps"])
+def test_pictures_are_page_wide_transparent_and_repeatable(shown, name):
+    CALLS[name]()
+    CALLS[name]()
+    assert shown[0] == shown[1] and b"atplotlib" not in shown[0]
+    picture = pixels(shown[0])
+    assert picture.shape[1] == PIXELS and plotting.DPI >= 200
+    assert picture[-1, 0, 3] == 0  # a corner
+    assert len(shown[0]) < 60_000
+
+
+def test_the_users_own_figure_is_closed(shown):
+    figure, axes = plt.subplots()
+    axes.plot([1, 2])
+    plotting.show_figure(figure)
+    assert len(shown) == 1 and not plt.get_fignums()
+
+
+def test_styles_are_applied_and_taken_back():
+    before = dict(matplotlib.rcParams)
+    with plotting.book_style():
+        assert matplotlib.rcParams["text.color"] == plotting.INK
+    assert dict(matplotlib.rcParams) == before
+    with matplotlib.rc_context():
+        plotting.use_book_style()
+        assert matplotlib.rcParams["axes.facecolor"] == "none"
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#121212"])
+def test_colours_stand_out_from_the_page(page):
+    def luminance(color):
+        channels = np.array(to_rgb(color))
+        return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+    for color in (plotting.INK, *plotting.PALETTE):
+        low, high = sorted([luminance(color), luminance(page)])
+        assert (high + 0.05) / (low + 0.05) >= 3
+
+
+def test_images_are_drawn_true(shown):
+    show_images(HALF)
+    picture = one(shown)
+    column = picture[:, PIXELS // 2]
+    assert (column[: len(column) // 2 - 1] == (0, 0, 0, 255)).all()
+    assert (column[len(column) // 2 + 1 :] == (255, 255, 255, 255)).all()
+    assert len(column) % 28 == 0 or len(column) == round(0.68 * plotting.DPI)
+
+
+def test_grey_is_not_stretched(shown):
+    show_images(np.full((1, 28, 28), 0.5))
+    assert one(shown)[60, PIXELS // 2, 0] in (127, 128)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 1), (1, 28, 28), (1, 28, 28, 1)])
+def test_all_shapes_of_one_digit(shown, shape):
+    show_images(HALF.reshape(shape))
+    show_images(ops.convert_to_tensor(HALF.reshape(shape).astype("float32")))
+    assert shown[0] == shown[1]
+    assert pixels(shown[0]).shape[0] < 150
+
+
+def test_ten_in_a_row_then_a_new_row(shown):
+    heights = []
+    for count in (1, 10, 11, 20, 21):
+        show_images(np.zeros((count, 28, 28)))
+        heights.append(one(shown).shape[0])
+    assert heights[0] == heights[1] < heights[2] == heights[3] < heights[4]
+    show_images(np.zeros((6, 28, 28)), columns=2)
+    assert one(shown).shape[0] == heights[4]
+
+
+def test_a_row_too_long_for_the_page_becomes_smaller(shown):
+    show_images(np.ones((40, 28, 28)), columns=40)
+    picture = one(shown)
+    assert picture.shape[1] == PIXELS and picture.shape[0] < 40
+    starts = np.flatnonzero(np.diff((picture[5, :, 3] > 0).astype(int)) == 1)
+    assert len(starts) + (picture[5, 0, 3] > 0) == 40
+
+
+def test_codes_have_their_colours(shown):
+    show_codes(np.array([[[3, 90]]]), num_codes=128, size=2)
+    picture = one(shown)
+    middle = picture.shape[0] // 2
+    inside = np.flatnonzero(picture[middle, :, 3])
+    for position, code in ((0.25, 3), (0.75, 90)):
+        found = picture[middle, inside[int(position * len(inside))], :3]
+        np.testing.assert_allclose(found, 255 * code_colors(128)[code], atol=1)
+
+
+def test_a_code_keeps_its_colour_whatever_the_codebook():
+    for small, large in ((1, 2), (4, 6), (16, 512)):
+        np.testing.assert_array_equal(code_colors(small), code_colors(large)[:small])
+    assert len(np.unique(np.round(255 * code_colors(256)), axis=0)) == 256
+    assert len(code_colors(0)) == 0
+
+
+def test_rows_take_pictures_and_codes(figures):
+    show_rows({"digit": np.zeros((3, 28, 28, 1)), "codes": np.ones((2, 7, 7), "int32")})
+    axes = figures[0].axes[0]
+    assert [text.get_text() for text in axes.texts] == ["digit", "codes"]
+    assert [image.get_array().shape for image in axes.images] == [(28, 28)] * 3 + [(7, 7, 3)] * 2
+    boxes = np.array([image.get_extent() for image in axes.images])
+    np.testing.assert_allclose(boxes[0, :2], boxes[3, :2])  # the codes stand under their digit
+    assert boxes[3, 3] >= boxes[0, 2]  # y points down
+
+
+def test_numbers_are_written_where_they_belong(figures):
+    show_codes(np.array([[[7, 8], [9, 10]]]), numbers=True)
+    texts = sorted(figures[0].axes[0].texts, key=lambda text: (text.get_position()[1], text.get_position()[0]))
+    assert [text.get_text() for text in texts] == ["7", "8", "9", "10"]
+
+
+@pytest.mark.parametrize("wrong, part", [
+    (lambda: show_images(np.zeros((2, 28, 28), "uint8")), "divide bytes by 255"),
+    (lambda: show_images(np.zeros((2, 28, 28, 3))), "(2, 28, 28, 3)"),
+    (lambda: show_images(np.zeros((0, 28, 28))), "(0, 28, 28)"),
+    (lambda: show_images(np.zeros(28)), "(28,)"),
+    (lambda: show_images(np.zeros((2, 28, 28)), titles=["a"]), "1 titles for 2 pictures"),
+    (lambda: show_codes(np.zeros((1, 7, 7))), "Expected integers"),
+    (lambda: show_codes(-np.ones((1, 7, 7), int)), "from 0 on"),
+    (lambda: show_codes(np.full((1, 7, 7), 128), num_codes=128), "Code 128"),
+    (lambda: show_codes(np.zeros((2, 7, 7), int), titles=["a"]), "1 titles for 2 maps"),
+    (lambda: show_curves({"loss": [1.0]}, names=["los"]), "los"),
+    (lambda: show_curves({}), "nothing to draw"),
+    (lambda: show_rows({}), "nothing to show"),
+    (lambda: step_through(lambda step: None, 2), "showed 0 figures"),
+    (lambda: step_through([]), "nothing to step through"),
+])
+def test_errors_say_what_was_given_and_show_nothing(shown, wrong, part):
+    with pytest.raises(ValueError) as caught:
+        wrong()
+    assert part in str(caught.value) and not shown and not plt.get_fignums()
+    CALLS["images"]()  # and the next figure is shown as ever
+    assert len(shown) == 1
+
+
+def test_curves_of_a_history(figures):
+    show_curves({"loss": [3, 2, 1], "val_loss": [4, 3, 2], "usage": [1, 2, 3]})
+    loss, usage = figures[0].axes
+    assert [loss.get_title(), usage.get_title()] == ["loss", "usage"]
+    assert [line.get_label() for line in loss.lines] == ["train", "validation"]
+    assert list(loss.lines[0].get_xdata()) == [1, 2, 3]
+    assert list(loss.lines[1].get_ydata()) == [4, 3, 2] and len(usage.lines) == 1
+    assert loss.lines[0].get_linestyle() != loss.lines[1].get_linestyle()
+
+
+def test_curves_with_labels_names_and_titles(figures):
+    show_curves({"ema": {"mse": [2, 1], "loss": [1, 1]}, "gradient": {"mse": [3, 2]}}, names={"mse": "error"})
+    assert [axes.get_title() for axes in figures[0].axes] == ["error"]
+    assert [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()] == ["ema", "gradient"]
+
+
+def test_one_epoch_is_visible(figures):
+    show_curves({"loss": [1.0]})
+    assert figures[0].axes[0].lines[0].get_marker() == "o"
+
+
+def test_legend_is_drawn_where_only_a_later_metric_has_two_curves(figures):
+    show_curves({"usage": [1, 2], "loss": [2, 1], "val_loss": [2, 2]})
+    usage, loss = figures[0].axes
+    assert usage.get_legend() is None and len(loss.get_legend().get_texts()) == 2
+
+
+def test_steps_move_without_a_kernel(shown):
+    step_through(lambda step: show_images(step / 3 * HALF), 4, "iteration")
+    bundle = shown[0]
+    state = plotting.widgets.Widget.get_manager_state(drop_defaults=False)["state"]
+    box = state[bundle["application/vnd.jupyter.widget-view+json"]["model_id"]]["state"]
+    controls, stack = (state[child.removeprefix("IPY_MODEL_")]["state"] for child in box["children"])
+    play, slider = (child.removeprefix("IPY_MODEL_") for child in controls["children"])
+    links = [[part.replace("IPY_MODEL_", "") if isinstance(part, str) else part for pair in
+              (model["state"]["source"], model["state"]["target"]) for part in pair]
+             for model in state.values() if model["model_name"] == "LinkModel"]
+    assert [play, "value", slider, "value"] in links
+    assert [slider, "value", box["children"][1].removeprefix("IPY_MODEL_"), "selected_index"] in links
+    assert state[slider]["state"]["max"] == 3 and state[slider]["state"]["description"] == "iteration"
+    assert state[play]["state"]["tooltip"] and len(stack["children"]) == 4 and stack["selected_index"] == 0
+    strip = pixels(base64.b64decode(bundle["image/png"]))
+    assert strip.shape[1] == PIXELS // 2
+
+
+def test_steps_are_a_strip_without_stack(shown, monkeypatch):
+    monkeypatch.delattr(plotting.widgets, "Stack")
+    step_through(lambda step: show_images(step * HALF), 2)
+    strip = one(shown)
+    middle = strip.shape[0] * 3 // 4
+    assert strip[middle, strip.shape[1] // 4, 0] == 0 and strip[middle, strip.shape[1] * 3 // 4, 0] > 250
+
+
+def test_steps_take_figures_too(shown):
+    def draw(step):
+        figure, axes = plotting.new_figure(height=1)
+        axes.plot([0, step])
+        return figure
+
+    with plotting.book_style():
+        figures = [draw(step) for step in range(3)]
+    step_through(figures, description="slope")
+    step_through(draw, 3, "slope")
+    assert shown[0]["image/png"] == shown[1]["image/png"]
+
+
+def test_a_failing_step_does_not_swallow_later_figures(shown):
+    with pytest.raises(ZeroDivisionError):
+        step_through(lambda step: show_images(HALF) if step == 0 else 1 / 0, 2)
+    assert not shown
+    CALLS["images"]()
+    assert len(shown) == 1
