@@ -53,8 +53,9 @@ def build():
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    result = subprocess.run([sys.executable, "-c", "from jupyter_book.cli.main import main; main()",
-                             "build", ".", "-W", "--keep-going", "-q"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8")
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", ".", "-W", "--keep-going", "-q"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            encoding="utf-8", errors="replace")
     if result.returncode or missing():
         lacks = f"\nPages of _toc.yml that were not built: {', '.join(missing())}" if missing() else ""
         raise RuntimeError(f"{result.stdout}{lacks}")

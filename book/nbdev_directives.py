@@ -7,7 +7,6 @@ from collections import namedtuple
 
 import nbformat
 import yaml
-
 from project import chapters, split_directives
 
 TAGS = {
@@ -18,6 +17,7 @@ TAGS = {
     "code-fold: true": "hide-input",
     "eval: false": "skip-execution",
 }
+WIDGETS = "application/vnd.jupyter.widget-state+json"
 FIELD = type(namedtuple("Pair", "field").field)
 FENCE = re.compile(r"^(\s*)```(\w*)\s*$")
 
@@ -34,6 +34,9 @@ def read(text):
         for directive in directives:
             if directive.startswith("fig-alt:"):
                 cell.metadata.setdefault("mystnb", {})["image"] = {"alt": alternative(directive)}
+    for model in notebook.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {}).values():
+        if "description" not in model["state"]:
+            model["state"].pop("tooltip", None)  # the widgets' script fails on a tooltip where there is no description
     return notebook
 
 
@@ -65,7 +68,7 @@ def write_api(app, page, source):
     """Fill the API page: one section for each module, in the order of the chapters."""
     if page == "book/api":
         package = app.config.nbdev_package
-        source[0] += "".join(f"\n## {package}.{name}\n\n```{{eval-rst}}\n.. automodule:: {package}.{name}\n   :members:\n```\n"
+        source[0] += "".join(f"\n## {name}\n\n```{{eval-rst}}\n.. automodule:: {package}.{name}\n   :members:\n```\n"
                              for name in modules())
 
 

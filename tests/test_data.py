@@ -393,7 +393,7 @@ def test_failed_download_spares_an_earlier_file(tmp_path, server, cache):
     target = tmp_path / "mnist.npz"
     target.write_bytes(b"earlier")
     server.mode = "cut"
-    with pytest.raises(OSError, match="incomplete|got only|retrieval"):
+    with pytest.raises(Exception, match="retrieval incomplete"):
         data._download(target)
     assert target.read_bytes() == b"earlier" and [file.name for file in tmp_path.iterdir()] == ["mnist.npz"]
 

@@ -51,16 +51,18 @@ def test_the_ema_rule_in_fit_equals_numpy(random, jit):
     quantizer = VectorQuantizer(5, 3, decay=0.9, revival_threshold=0, seed=0)
     model = alone(quantizer)
     quantizer.adapt(vectors[0])
-    frequency, total = np.ones(5), values(quantizer.codebook).astype("float64")
-    for batch in vectors:
-        chosen = np.eye(5)[nearest(batch, total / frequency[:, None])]
-        frequency = 0.9 * frequency + 0.1 * 5 * chosen.mean(axis=0)
+    codebook, frequency, total = values(quantizer.codebook).astype("float64"), np.zeros(5), np.zeros((5, 3))
+    for step, batch in enumerate(vectors, start=1):
+        chosen = np.eye(5)[nearest(batch, codebook)]
+        frequency = 0.9 * frequency + 0.1 * 5 * chosen.mean(axis=0)  # from zero, and debiased below
         total = 0.9 * total + 0.1 * 5 * chosen.T @ batch / len(batch)
+        codebook = np.where(frequency[:, None] > 0, total / np.maximum(frequency, 1e-12)[:, None], codebook)
+    frequency, total = frequency / (1 - 0.9**7), total / (1 - 0.9**7)
     model.compile("sgd", jit_compile=jit)
     model.fit(np.concatenate(vectors), batch_size=16, shuffle=False, verbose=0)
     np.testing.assert_allclose(values(quantizer.ema_frequency), frequency, rtol=1e-5)
     np.testing.assert_allclose(values(quantizer.ema_sum), total, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(values(quantizer.codebook), total / frequency[:, None], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(values(quantizer.codebook), codebook, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -369,16 +371,16 @@ quantizer = VectorQuantizer(5, 3, decay=0.9, revival_threshold=0, seed=0)
 inputs = keras.Input((3,))
 model = keras.Model(inputs, quantizer(inputs))
 quantizer.adapt(points[0])
-start = np.array(keras.ops.convert_to_numpy(quantizer.codebook))
-frequency, total = np.ones(5), start.astype("float64")
+frequency, total = np.zeros(5), np.zeros((5, 3))
+codebook = np.array(keras.ops.convert_to_numpy(quantizer.codebook), "float64")
 for batch in points:
-    codes = np.argmin(np.sum((batch[:, None] - total / frequency[:, None][None]) ** 2, axis=-1), axis=-1)
-    chosen = np.eye(5)[codes]
+    chosen = np.eye(5)[np.argmin(np.sum((batch[:, None] - codebook) ** 2, axis=-1), axis=-1)]
     frequency = 0.9 * frequency + 0.1 * 5 * chosen.mean(axis=0)
     total = 0.9 * total + 0.1 * 5 * chosen.T @ batch / 16
+    codebook = np.where(frequency[:, None] > 0, total / np.maximum(frequency, 1e-12)[:, None], codebook)
 model.compile("sgd")
 model.fit(points.reshape(-1, 3), batch_size=16, shuffle=False, verbose=0)
-np.testing.assert_allclose(keras.ops.convert_to_numpy(quantizer.codebook), total / frequency[:, None], rtol=1e-4, atol=1e-5)
+np.testing.assert_allclose(keras.ops.convert_to_numpy(quantizer.codebook), codebook, rtol=1e-4, atol=1e-5)
 for update in ("ema", "gradient"):
     quantizer = VectorQuantizer(9, 3, update=update, decay=0.5, revival_threshold=0.5, seed=0)
     outputs = keras.layers.Dense(3)(quantizer(keras.layers.Dense(3)(inputs)))

@@ -249,6 +249,14 @@ def test_a_seed_repeats_and_none_does_not():
     assert not np.array_equal(kmeans(vectors, 20), kmeans(vectors, 20))
 
 
+def test_kmeans_stops_when_nothing_changes(monkeypatch):
+    rounds = []
+    monkeypatch.setattr(quantization, "nearest_code", lambda *given: rounds.append(1) or nearest_code(*given))
+    settled = kmeans(normal(200, 2), 5, iterations=10_000, seed=0)
+    assert 2 < len(rounds) < 100
+    np.testing.assert_array_equal(kmeans(normal(200, 2), 5, iterations=len(rounds) - 1, seed=0), settled)
+
+
 def test_leading_axes_and_tensors_do_not_matter():
     vectors = normal(300, 4)
     expected = kmeans(vectors, 20, seed=5)

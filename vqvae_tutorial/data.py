@@ -107,7 +107,7 @@ def _download(target):
             except Exception as error:
                 failure.append(error)
 
-        # A name server or a connection can hang for minutes where no timeout reaches; a daemon thread can be left behind.
+        # Name servers and connections can hang where no timeout reaches; a daemon thread can be left behind.
         thread = threading.Thread(target=fetch, daemon=True)
         thread.start()
         size, deadline = 0, time.monotonic() + _PATIENCE

@@ -60,6 +60,7 @@ class _CodebookLayer(keras.layers.Layer):
         self.adapted = self._state("adapted", (), "zeros")
         if self.update == "ema":
             self.revival = self._state("revival", (), keras.initializers.Constant(self.revival_threshold))
+            self.ema_steps = self._state("ema_steps", (), "zeros")
             self.ema_frequency = self._state("ema_frequency", matrix[:1], "ones")
             # An initializer, not `assign`: where `fit` builds a model symbolically, what is assigned now is lost.
             self.ema_sum = self._state("ema_sum", matrix, lambda shape, dtype=None: ops.copy(self.codebook))
@@ -127,7 +128,7 @@ class VectorQuantizer(_CodebookLayer):
         centres = kmeans(vectors, self.num_embeddings, seed=self.seed)
         self.codebook.assign(centres)
         if self.update == "ema":
-            self._set_ema(ops.ones_like(self.ema_frequency), centres)
+            self._set_ema(ops.ones(self.num_embeddings), centres)
         self.adapted.assign(1.0)
 
     def encode(self, vectors):
@@ -157,8 +158,10 @@ class VectorQuantizer(_CodebookLayer):
         """Moves the running means by one batch (appendix A.1), and revives dead codes."""
         share = self.num_embeddings / ops.cast(ops.maximum(ops.shape(vectors)[0], 1), "float32")
         batch_sum = share * ops.segment_sum(vectors, codes, num_segments=self.num_embeddings)
-        frequency = self.decay * self.ema_frequency + (1 - self.decay) * self.num_embeddings * self.batch_frequencies
-        total = self.decay * self.ema_sum + (1 - self.decay) * batch_sum
+        self.ema_steps.assign(self.ema_steps.value + 1.0)
+        weight = (1 - self.decay) / (1 - ops.power(self.decay, self.ema_steps.value))  # debiased: 1 at the first step
+        frequency = (1 - weight) * self.ema_frequency.value + weight * self.num_embeddings * self.batch_frequencies.value
+        total = (1 - weight) * self.ema_sum.value + weight * batch_sum
         dead = frequency < self.revival
         fresh = _badly_quantized(vectors, quantized, self.num_embeddings, self.seed_generator)
         self._set_ema(ops.where(dead, 1.0, frequency), ops.where(dead[:, None], fresh, total))
@@ -166,10 +169,11 @@ class VectorQuantizer(_CodebookLayer):
     def _set_ema(self, frequency, total):
         """Sets frequency, sum and codebook together, unless the batch held a number that is not finite."""
         finite = ops.all(ops.isfinite(total))
-        self.ema_frequency.assign(ops.where(finite, frequency, self.ema_frequency))
-        self.ema_sum.assign(ops.where(finite, total, self.ema_sum))
-        used = self.ema_frequency[:, None] > 1e-6  # below, the quotient is only rounding
-        self.codebook.assign(ops.where(used, self.ema_sum / ops.maximum(self.ema_frequency[:, None], 1e-6), self.codebook))
+        self.ema_frequency.assign(ops.where(finite, frequency, self.ema_frequency.value))
+        self.ema_sum.assign(ops.where(finite, total, self.ema_sum.value))
+        frequency = self.ema_frequency.value[:, None]  # read back: over several devices, what is stored is their mean
+        quotient = self.ema_sum.value / ops.maximum(frequency, 1e-6)
+        self.codebook.assign(ops.where(frequency > 1e-6, quotient, self.codebook.value))  # nobody's code stays
 
 # %% ../nbs/02_quantizer_layer.ipynb #30f45087
 @keras.saving.register_keras_serializable("vqvae_tutorial")

@@ -117,7 +117,7 @@ class VQVAE(keras.Model):
         image_shape: `(height, width, channels)` of the images.
         encoder: a Keras model from images to `(batch, rows, columns, embedding_dim)`; `build_encoder` by default.
         decoder: a Keras model back from there to images; `build_decoder` by default.
-        quantizer: a `VectorQuantizer`; by default one with EMA updates, k-means start and revival.
+        quantizer: a `VectorQuantizer`; by default one with EMA updates, k-means start, and revival below 1/4 of a fair share.
         seed: makes the quantizer repeatable.
 
     Raises:
@@ -134,7 +134,8 @@ class VQVAE(keras.Model):
         self.seed = seed
         self.encoder = encoder or build_encoder(embedding_dim, image_shape)
         self.decoder = decoder or build_decoder(embedding_dim, image_shape)
-        self.quantizer = quantizer or VectorQuantizer(num_embeddings, embedding_dim, seed=seed, name="quantizer")
+        self.quantizer = quantizer or VectorQuantizer(num_embeddings, embedding_dim, revival_threshold=0.25, seed=seed,
+                                                      name="quantizer")
         if (self.quantizer.num_embeddings, self.quantizer.embedding_dim) != (num_embeddings, embedding_dim):
             raise ValueError(f"The quantizer has {self.quantizer.num_embeddings} embeddings of size "
                              f"{self.quantizer.embedding_dim}; expected {num_embeddings} of size {embedding_dim}.")
@@ -292,7 +293,8 @@ def read_history(folder):
     """
     rows = np.genfromtxt(Path(folder) / "history.csv", delimiter=",", names=True, ndmin=1)
     last = {int(row["epoch"]): row for row in rows}  # an epoch that was interrupted and trained again stands twice
-    return {name: np.array([last[epoch][name] for epoch in sorted(last)]) for name in rows.dtype.names if name != "epoch"}
+    columns = {name: np.array([last[epoch][name] for epoch in sorted(last)]) for name in rows.dtype.names if name != "epoch"}
+    return {name: column for name, column in columns.items() if not np.isnan(column).all()}  # no validation, no column
 
 # %% ../nbs/03_training.ipynb #e0c13f3a
 class ProgressLine(keras.callbacks.Callback):

@@ -273,10 +273,11 @@ def step_through(draw, count=None, description="step"):
         display(Image(strip, width=round(100 * WIDTH)))
         return
     last = len(frames) - 1
-    play = widgets.Play(min=0, max=last, interval=900, description=f"play: {description}", tooltip=f"play: {description}")
+    label, fit = f"play: {description}", {"width": "100%", "max_width": f"{100 * WIDTH:.0f}px"}
+    play = widgets.Play(min=0, max=last, interval=900, description=label, tooltip=label)
     slider = widgets.IntSlider(min=0, max=last, description=description, tooltip=description)
     pictures = [
-        widgets.Image(value=frame, format="png", tooltip=f"{description} {step}", layout={"max_width": "100%"})
+        widgets.Image(value=frame, format="png", tooltip=f"{description} {step}", layout=fit)
         for step, frame in enumerate(frames)
     ]
     stack = widgets.Stack(pictures, selected_index=0)
