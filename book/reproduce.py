@@ -6,6 +6,7 @@ A pass that was stopped goes on with the chapter it was at (and a training that 
 the chapters keep their check-points in nbs/runs/).
 """
 import argparse
+import base64
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from project import ROOT, chapters, split_directives
 RUNS = ROOT / "nbs" / "runs"
 STATE = RUNS / "reproduce.json"
 KEY = "vqvae_tutorial"
+PICTURE = ROOT / "book" / "static" / "digits.png"
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 
 
@@ -149,6 +151,13 @@ def keep(path, made, code):
     os.replace(whole, path)
 
 
+def keep_picture(notebook):
+    """Keep the first picture of the index for the README, which cannot show a notebook's output."""
+    pictures = [output["data"]["image/png"] for cell in notebook["cells"] for output in cell.get("outputs", [])
+                if "image/png" in output.get("data", {})]
+    PICTURE.write_bytes(base64.b64decode("".join(pictures[0])))
+
+
 def finished(names):
     """What a stopped pass over the same notebooks has finished: name and hash of the code that ran."""
     if not STATE.exists():
@@ -163,6 +172,8 @@ def reproduce(notebooks, force=False):
     names = [path.name for path in notebooks]
     done = {} if force else finished(names)
     wide = max(map(len, names))
+    if kept := sorted(folder.name for folder in RUNS.iterdir() if folder.is_dir()):
+        print(f"Trainings in nbs/runs go on where they stand: {', '.join(kept)}. Delete the folder to train anew.", flush=True)
     export()
     for number, path in enumerate(notebooks):
         notebook = read(path)
@@ -181,6 +192,8 @@ def reproduce(notebooks, force=False):
         print(f"{label}  …", end="" if sys.stdout.isatty() else "\n", flush=True)
         made = execute(notebook, progress)
         keep(path, made, code)
+        if path.stem == "index":
+            keep_picture(made)
         done[path.name] = code
         if len(names) > 1:
             STATE.write_text(json.dumps({"pass": names, "finished": done}, indent=1), encoding="utf-8")
@@ -189,7 +202,7 @@ def reproduce(notebooks, force=False):
               flush=True)
         export()
     if len(names) > 1:
-        STATE.unlink(missing_ok=True)
+        shutil.rmtree(RUNS)  # so that the next pass trains anew
 
 
 def main():

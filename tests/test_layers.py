@@ -382,13 +382,13 @@ model.compile("sgd")
 model.fit(points.reshape(-1, 3), batch_size=16, shuffle=False, verbose=0)
 np.testing.assert_allclose(keras.ops.convert_to_numpy(quantizer.codebook), codebook, rtol=1e-4, atol=1e-5)
 for update in ("ema", "gradient"):
-    quantizer = VectorQuantizer(9, 3, update=update, decay=0.5, revival_threshold=0.5, seed=0)
+    quantizer = VectorQuantizer(9, 3, update=update, decay=0.9, revival_threshold=0.1, seed=0)
     outputs = keras.layers.Dense(3)(quantizer(keras.layers.Dense(3)(inputs)))
     model = keras.Model(inputs, outputs)
-    model.compile("adam", loss="mse")
+    model.compile(keras.optimizers.Adam(0.01), loss="mse")
     flat = points.reshape(-1, 3)
     before = keras.ops.convert_to_numpy(quantizer.codebook).copy()
-    losses = model.fit(flat, flat, epochs=5, verbose=0, callbacks=[StopRevival(quantizer)]).history["loss"]
+    losses = model.fit(flat, flat, epochs=10, verbose=0, callbacks=[StopRevival(quantizer)]).history["loss"]
     assert losses[-1] < losses[0] and not np.array_equal(keras.ops.convert_to_numpy(quantizer.codebook), before)
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder + "/m.keras")
