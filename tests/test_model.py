@@ -146,7 +146,7 @@ def test_revival_ends_before_training_does(images):
             seen.append(float(self.model.quantizer.revival))
 
     tiny().fit(images, verbose=0, epochs=5, callbacks=[Watch()])
-    assert seen == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.0])
+    assert seen == pytest.approx([0.25, 0.25, 0.25, 0.25, 0.0])
 
 
 def test_predictions_are_pictures(pretrained):
@@ -177,7 +177,7 @@ def test_threads_get_their_own_answers(pretrained, images):
 @pytest.mark.parametrize("bad, message", [
     (np.zeros((2, 28, 28)), "shape"), (np.zeros((2, 32, 32, 1)), "shape"), (np.zeros(()), "shape"),
     (np.full((2, 28, 28, 1), 255), "255"), (np.full((2, 28, 28, 1), -0.1), r"\[0, 1\]"),
-    (np.full((2, 28, 28, 1), np.nan), "NaN"), (np.full((2, 28, 28, 1), "x"), "str|<U1"),
+    (np.full((2, 28, 28, 1), np.nan), "NaN"), (np.full((2, 28, 28, 1), "x"), "<U1"),
 ])
 def test_encode_refuses(pretrained, bad, message):
     with pytest.raises(ValueError, match=message):
@@ -198,7 +198,7 @@ def test_decode_refuses(pretrained, bad, message):
     ({"quantizer": VectorQuantizer(64, 16)}, "64 embeddings"),
     ({"quantizer": VectorQuantizer(128, 8)}, "size 8"),
     ({"encoder": build_encoder(8)}, "encoder gives"),
-    ({"decoder": build_decoder(16, (32, 32, 1))}, "decoder gives"),
+    ({"decoder": build_decoder(16, (28, 28, 3))}, "decoder gives"),
 ])
 def test_parts_that_do_not_fit(options, message):
     with pytest.raises(ValueError, match=message):
