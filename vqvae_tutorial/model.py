@@ -207,8 +207,9 @@ class VQVAE(keras.Model):
             ValueError: for another shape, or values that are not in [0, 1].
         """
         images = np.asarray(images)
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(f"images have shape {images.shape}; expected (n, {', '.join(map(str, self.image_shape))}).")
+        if images.shape[1:] != self.image_shape or images.dtype.kind not in "fiub":
+            raise ValueError(f"images are {images.dtype} of shape {images.shape}; "
+                             f"expected numbers of shape (n, {', '.join(map(str, self.image_shape))}).")
         if images.size and not (images.min() >= 0 and images.max() <= 1):
             raise ValueError(f"images go from {images.min()} to {images.max()}; expected numbers in [0, 1]. "
                              "Divide 8-bit images by 255, and leave out pictures that hold NaN.")
