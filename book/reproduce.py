@@ -202,6 +202,8 @@ def reproduce(notebooks, force=False):
               flush=True)
         export()
     if len(names) > 1:
+        STATE.unlink(missing_ok=True)
+    if notebooks == chapters():
         shutil.rmtree(RUNS)  # so that the next pass trains anew
 
 
