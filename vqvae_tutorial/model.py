@@ -132,6 +132,8 @@ class VQVAE(keras.Model):
         super().__init__(**kwargs)
         self.embedding_dim, self.num_embeddings, self.image_shape = embedding_dim, num_embeddings, tuple(image_shape)
         self.seed = seed
+        parts = {"encoder": encoder, "decoder": decoder, "quantizer": quantizer}
+        self._given = [name for name, part in parts.items() if part is not None]
         self.encoder = encoder or build_encoder(embedding_dim, image_shape)
         self.decoder = decoder or build_decoder(embedding_dim, image_shape)
         self.quantizer = quantizer or VectorQuantizer(num_embeddings, embedding_dim, revival_threshold=0.25, seed=seed,
@@ -242,14 +244,15 @@ class VQVAE(keras.Model):
             yield ops.convert_to_numpy(function(array[start : start + batch_size]))
 
     def get_config(self):
-        parts = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("encoder", "decoder", "quantizer")}
+        # Parts that are built here are built again, so that a file does not depend on how this Keras describes layers.
+        parts = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in self._given}
         return super().get_config() | parts | {"embedding_dim": self.embedding_dim, "num_embeddings": self.num_embeddings,
                                                "image_shape": self.image_shape, "seed": self.seed}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         parts = {name: keras.saving.deserialize_keras_object(config[name], custom_objects)
-                 for name in ("encoder", "decoder", "quantizer")}
+                 for name in ("encoder", "decoder", "quantizer") if name in config}
         return cls(**(config | parts))
 
 # %% ../nbs/03_training.ipynb #9e4050eb
