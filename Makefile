@@ -5,13 +5,14 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test reproduce export wheel clean moved
+.PHONY: help book serve test reproduce study export wheel clean moved
 
 help:
 	@echo 'make book       build the book from the committed outputs, and say where to open it'
 	@echo 'make serve      build the book and serve it on a free port of this machine'
 	@echo 'make test       run every cell of every notebook (small budget), and the tests'
 	@echo 'make reproduce  run every chapter at full size and keep outputs and weights (hours; goes on where it was stopped)'
+	@echo 'make study      train the models of chapter 6 again and print sampling times (an hour; goes on where it was stopped)'
 	@echo 'make export     write the package from the notebooks, and clean the notebooks'
 	@echo 'make wheel      build the pip package into dist/'
 	@echo 'make clean      remove what was built (not .venv, fetched scripts, or stopped runs)'
@@ -38,6 +39,11 @@ test: .venv/installed
 
 reproduce: .venv/installed
 	@$(PY) book/reproduce.py
+
+study: .venv/installed
+	@$(PY) benchmarks/grid.py
+	@$(PY) benchmarks/rate_distortion.py --published
+	@$(PY) benchmarks/sampling.py
 
 export: .venv/installed
 	@$(PY) -c 'from nbdev.doclinks import nbdev_export; nbdev_export()'

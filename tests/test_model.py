@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from vqvae_tutorial import load_mnist, load_pretrained
+from vqvae_tutorial import load_mnist
 from vqvae_tutorial.layers import VectorQuantizer
-from vqvae_tutorial.model import VQVAE, build_decoder, build_encoder, read_history, resumable, upsample
+from vqvae_tutorial.model import VQVAE, build_decoder, build_encoder, load_pretrained, read_history, resumable, upsample
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _HOME = {
+    "PixelCNN": "pixelcnn",
     "VQVAE": "model",
     "VectorQuantizer": "layers",
     "load_mnist": "data",
-    "load_pretrained": "model",
+    "load_pretrained": "pixelcnn",
 }
 __all__ = [*_HOME, "__version__"]
 

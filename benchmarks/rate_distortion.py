@@ -1,0 +1,180 @@
+"""Error against bits, for several K: `python benchmarks/rate_distortion.py [--quick] [--published] [--out FILE] [--runs FOLDER]`.
+
+For each K a VQ-VAE is trained, and then a small PixelCNN on its codes of the training digits: all equally long, all of the same
+size. A row says what a test digit costs in bits under that prior, what error it leaves, and how far digits sampled from it are from
+real ones. Two more models stand under the same small prior: that of chapter 3 as it ships, and the well-known Keras example, trained as
+published; `--published` adds the example's own ungated prior.
+
+The encoders of the curve are two small convolutions: a code then tells of 7×7 pixels and not of the whole digit, which costs fewer bits
+for the same error.
+
+The command can be stopped at any time and goes on with the epoch it was at. Chapter 6 shows what it finds.
+"""
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+from grid import RESULTS, Table, load_digits, measure, write  # noqa: E402
+from peers import build_keras_example  # noqa: E402
+
+from vqvae_tutorial import load_pretrained  # noqa: E402
+from vqvae_tutorial.model import VQVAE, resumable  # noqa: E402
+from vqvae_tutorial.pixelcnn import PixelCNN, build_ungated_pixelcnn  # noqa: E402
+from vqvae_tutorial.scoring import features, frechet_distance, load_judge  # noqa: E402
+
+NUMBERS, SIZE, PRIOR = (8, 16, 32, 64, 128, 256), 16, {"filters": 32, "num_layers": 6, "dropout": 0.0}
+FULL = {"digits": 60_000, "vqvae_epochs": 12, "prior_epochs": 3}
+QUICK = {"digits": 256, "vqvae_epochs": 1, "prior_epochs": 1}
+EXAMPLE_EPOCHS = UNGATED_EPOCHS = 30  # as published
+
+
+class Progress(keras.callbacks.Callback):
+    """One bar for all trainings, in epochs; an epoch that an earlier call has trained counts as done."""
+
+    def __init__(self, epochs):
+        super().__init__()
+        self.bar, self.done, self.end = keras.utils.Progbar(epochs, unit_name="epoch"), 0, 0
+
+    def stage(self, epochs):
+        self.done, self.end = self.end, self.end + epochs
+        return self
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.done = self.end - self.params["epochs"] + epoch + 1
+        self.bar.update(self.done)
+
+
+def schedule(peak, epochs, images, warmup=100):
+    steps = epochs * -(-images // 128)
+    warmup = min(warmup, steps // 4)
+    return keras.optimizers.schedules.CosineDecay(peak / 10, steps - warmup, alpha=0.01, warmup_target=peak, warmup_steps=warmup)
+
+
+def position_bits(train, test, num_embeddings):
+    """Bits per image of a code for each place by itself, which knows how often each code stood there in the training digits."""
+    bits = 0.0
+    for place in np.ndindex(train.shape[1:]):
+        counts = np.bincount(train[(slice(None), *place)], minlength=num_embeddings) + 0.5
+        bits -= np.mean(np.log2(counts[test[(slice(None), *place)]] / counts.sum()))
+    return float(bits)
+
+
+def build_local_encoder():
+    """Makes an encoder whose vectors are made of 7×7 pixels each."""
+    images = keras.Input((28, 28, 1))
+    x = keras.layers.Conv2D(32, 3, strides=2, padding="same", activation="relu")(images)
+    x = keras.layers.Conv2D(64, 3, strides=2, padding="same", activation="relu")(x)
+    return keras.Model(images, keras.layers.Conv2D(SIZE, 1)(x), name="encoder")
+
+
+def get_vqvae(name, images, epochs, folder, progress):
+    """The model of a row, trained if it is not the one that ships."""
+    keras.utils.set_random_seed(0)
+    if name == "chapter 3":
+        return load_pretrained("mnist")[0]
+    if name == "example":
+        model = build_keras_example(seed=0)
+        model.compile(keras.optimizers.Adam(1e-3), jit_compile=False)
+    else:
+        model = VQVAE(SIZE, int(name.removeprefix("K = ")), encoder=build_local_encoder(), seed=0)
+        model.compile(keras.optimizers.Adam(schedule(2e-3, epochs, len(images))), jit_compile=False)
+    model.fit(images, batch_size=128, epochs=epochs, verbose=0, callbacks=[*resumable(folder), progress])
+    return model
+
+
+def train_prior(number, codes, epochs, folder, progress):
+    """The small prior, which has the same size and training for all."""
+    keras.utils.set_random_seed(0)
+    prior = PixelCNN(num_embeddings=number, shape=codes.shape[1:], seed=0, **PRIOR)
+    prior.compile(keras.optimizers.Adam(schedule(3e-3, epochs, len(codes))))
+    prior.fit(codes, batch_size=128, epochs=epochs, verbose=0, callbacks=[*resumable(folder), progress])
+    return prior
+
+
+def ungated_bits(codes, test, epochs, folder, progress):
+    """Test bits per image of the example's own prior, trained as published."""
+    keras.utils.set_random_seed(0)
+    prior = build_ungated_pixelcnn(128, codes.shape[1:])
+    prior.compile(keras.optimizers.Adam(3e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    prior.fit(codes, codes, batch_size=128, epochs=epochs, verbose=0, callbacks=[*resumable(folder), progress])
+    return float(prior.evaluate(test, test, batch_size=500, verbose=0)) * test[0].size / np.log(2)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Measure error against bits for several K; goes on where it was stopped.")
+    parser.add_argument("--quick", action="store_true", help="a tiny budget, to see that all of it works")
+    parser.add_argument("--published", action="store_true", help="also train the example's own prior, which takes as long as all the rest")
+    parser.add_argument("--out", type=Path, help="the table (default: the one that ships, or rate_distortion_quick.csv with --quick)")
+    parser.add_argument("--runs", type=Path, default=ROOT / "benchmarks" / "runs", help="where unfinished trainings are kept")
+    options = parser.parse_args(arguments)
+    budget = QUICK if options.quick else FULL
+    numbers = NUMBERS[:1] if options.quick else NUMBERS
+    example_epochs, ungated_epochs = (1, 1) if options.quick else (EXAMPLE_EPOCHS, UNGATED_EPOCHS)
+    out = options.out or (Path("rate_distortion_quick.csv") if options.quick else RESULTS / "rate_distortion.csv")
+    measured = ["mse", "usage", "perplexity", "prior_bits", "position_bits", "zero_order_bits", "max_bits", "frechet", "frechet_drawn"]
+    table = Table(out, ["model", "prior", "K", *measured, "vqvae_epochs", "prior_epochs"], 2, {})
+    wanted = [(f"K = {number}", "small") for number in sorted(numbers, key=lambda number: abs(np.log2(number) - 5.4))]
+    wanted += [("example", "small"), ("chapter 3", "small")]
+    wanted += [("example", "ungated")] * options.published
+    missing = [key for key in wanted if key not in table]
+    print(f"{len(wanted) - len(missing)} of {len(wanted)} rows are in {out}", flush=True)
+    if not missing:
+        return 0
+
+    train, test = load_digits(budget["digits"])
+    order = np.random.default_rng(0).permutation(len(test))
+    some, others = order[:1000], order[1000:2000]
+    judge = load_judge()
+    real = features(judge, test[some])
+    for_model = {"example": example_epochs, "chapter 3": 30}
+    epochs = {(name, kind): (for_model.get(name, budget["vqvae_epochs"]), budget["prior_epochs"] if kind == "small" else ungated_epochs)
+              for name, kind in missing}
+    progress = Progress(sum(map(sum, epochs.values())))
+    for name, kind in missing:
+        keras.backend.clear_session()
+        folder = options.runs / name.replace(" = ", "").replace(" ", "-")
+        for_vqvae, for_prior = epochs[name, kind]
+        model = get_vqvae(name, train, for_vqvae, folder / "vqvae", progress.stage(for_vqvae))
+        codes, test_codes = model.encode(train), model.encode(test)
+        row = {"model": name, "prior": kind, "K": model.num_embeddings, **measure(model, test), "vqvae_epochs": for_vqvae,
+               "prior_epochs": for_prior, "position_bits": position_bits(codes, test_codes, model.num_embeddings)}
+        row["frechet_drawn"] = frechet_distance(real, features(judge, model.decode(test_codes[others])))
+        if kind == "small":
+            prior = train_prior(model.num_embeddings, codes, for_prior, folder / kind, progress.stage(for_prior))
+            row["prior_bits"] = float(np.mean(prior.bits(test_codes)))
+            sampled = model.decode(prior.sample(1000, seed=0))
+            row["frechet"] = frechet_distance(real, features(judge, sampled))
+            keep_samples(out.with_name(f"{out.stem}_digits.npz"), name, sampled[:10])
+        else:
+            row["prior_bits"] = ungated_bits(codes, test_codes, for_prior, folder / kind, progress.stage(for_prior))
+            row["frechet"] = float("nan")
+        table.add(row)
+        if name != "example":  # whose other prior may be wanted later
+            shutil.rmtree(folder, ignore_errors=True)  # so that a table that is deleted is made anew
+    return 0
+
+
+def keep_samples(path, name, drawn):
+    """Adds digits that were sampled to an archive of bytes."""
+    arrays = {}
+    if path.exists():
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    arrays["sampled_" + name.removeprefix("K = ").replace(" ", "_")] = np.round(255 * drawn[..., 0]).astype("uint8")
+    write(path, lambda file: np.savez_compressed(file, **arrays))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,420 @@
+"""The codebook's tools beyond what chapter 4 shows: properties, bad input, files, and the explorer without a browser."""
+import itertools
+import warnings
+
+import ipywidgets as widgets
+import numpy as np
+import pytest
+from keras import ops
+
+from vqvae_tutorial import codebook as module
+from vqvae_tutorial import load_mnist
+from vqvae_tutorial.codebook import (
+    CodebookExplorer,
+    RecordFrequencies,
+    change_colors,
+    class_frequencies,
+    code_atlas,
+    order_codes,
+    order_colors,
+    position_frequencies,
+    project,
+)
+from vqvae_tutorial.model import VQVAE, build_decoder, build_encoder, resumable
+from vqvae_tutorial.quantization import code_frequencies
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_mnist().train.images[:64]
+
+
+@pytest.fixture(scope="module")
+def model(images):
+    model = tiny()
+    model.adapt(images)
+    kernel, bias = model.decoder.weights[-2:]
+    kernel.assign(50 * kernel)  # untrained, but each code draws something
+    bias.assign(bias + 0.5)
+    return model
+
+
+@pytest.fixture
+def codes():
+    return np.random.default_rng(0).integers(0, 11, size=(30, 3, 5))
+
+
+def tiny(K=16, **options):
+    parts = {"encoder": build_encoder(4, filters=8, residual_blocks=1), "decoder": build_decoder(4, filters=8, residual_blocks=1)}
+    model = VQVAE(4, K, **(parts | options), seed=0)
+    model.compile("adam")
+    return model
+
+
+# Counting
+
+
+def test_counts_agree_with_loops_on_grids_that_are_not_square(codes):
+    labels = np.arange(30) % 4
+    where, which = position_frequencies(codes, 12), class_frequencies(codes, labels, 12, num_classes=5)
+    for row, column, code in itertools.product(range(3), range(5), range(12)):
+        assert where[row, column, code] == pytest.approx(np.mean(codes[:, row, column] == code))
+    for label, code in itertools.product(range(4), range(12)):
+        assert which[label, code] == pytest.approx(np.mean(codes[labels == label] == code))
+    assert where.dtype == which.dtype == "float32" and (which[4] == 0).all(), "a class without images has no shares, and no NaN"
+
+
+def test_counts_add_up(codes):
+    labels = np.arange(30) % 3  # as many of each
+    expected = code_frequencies(codes, 11)
+    np.testing.assert_allclose(position_frequencies(codes, 11).mean(axis=(0, 1)), expected, rtol=1e-5)
+    np.testing.assert_allclose(class_frequencies(codes, labels, 11, 3).mean(axis=0), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int64", "tensor"])
+def test_small_integers_do_not_overflow(kind):
+    codes = np.full((2, 7, 7), 127)
+    codes = ops.convert_to_tensor(codes.astype("int32")) if kind == "tensor" else codes.astype(kind)
+    assert position_frequencies(codes, 128)[6, 6, 127] == 1
+    assert class_frequencies(codes, np.array([9, 9], "uint8"), 128)[9, 127] == 1
+
+
+@pytest.mark.parametrize("wrong, part", [
+    (lambda codes: position_frequencies(codes, 10), "codes go from 0 to 10; expected 0 to 9"),
+    (lambda codes: position_frequencies(codes - 1, 12), "codes go from -1"),
+    (lambda codes: position_frequencies(codes[0], 12), "shape (3, 5)"),
+    (lambda codes: position_frequencies(codes[:0], 12), "at least one map"),
+    (lambda codes: position_frequencies(codes / 2, 12), "codes are float64"),
+    (lambda codes: class_frequencies(codes, np.zeros(29, int), 12), "one for each map"),
+    (lambda codes: class_frequencies(codes, np.zeros(30), 12), "labels are float64"),
+    (lambda codes: class_frequencies(codes, np.full(30, 10), 12), "labels go from 10 to 10; expected 0 to 9"),
+    (lambda codes: class_frequencies(codes, np.full(30, -1), 12), "labels go from -1"),
+])
+def test_what_cannot_be_counted_is_refused(codes, wrong, part):
+    with pytest.raises(ValueError) as caught:
+        wrong(codes)
+    assert part in str(caught.value)
+
+
+# Order and projection
+
+
+def test_projection_agrees_with_scikit_learn():
+    decomposition = pytest.importorskip("sklearn.decomposition")
+    codebook = np.random.default_rng(1).normal(size=(40, 6)) @ np.diag([5, 4, 3, 2, 1, 0.5]) + 7
+    expected = decomposition.PCA(3).fit_transform(codebook)
+    np.testing.assert_allclose(np.abs(project(codebook, 3)), np.abs(expected), atol=1e-4)
+    np.testing.assert_allclose(project(codebook, 3), project(codebook + 100, 3), atol=1e-4)
+
+
+def test_projection_of_codes_that_are_all_alike():
+    assert np.isfinite(project(np.ones((5, 3)))).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 30])
+def test_order_is_a_permutation_and_repeatable(count):
+    codebook = np.random.default_rng(count).normal(size=(count, 4))
+    order = order_codes(codebook)
+    assert sorted(order.tolist()) == list(range(count))
+    assert order.tolist() == order_codes(ops.convert_to_tensor(codebook.astype("float32"))).tolist()
+
+
+def test_order_survives_codes_that_are_equal():
+    assert sorted(order_codes(np.zeros((6, 2)))) == list(range(6))
+
+
+def test_order_finds_a_curve_and_no_reversal_shortens_it():
+    turn = np.linspace(0, 1.5 * np.pi, 40)
+    names = np.random.default_rng(0).permutation(40)
+    place = np.argsort(names)[order_codes(np.stack([np.cos(turn), np.sin(turn)], axis=1)[names].copy())]
+    order = names[order_codes(np.stack([np.cos(turn), np.sin(turn)], axis=1)[names])]
+    assert len(place) == 40 and order.tolist() in (list(range(40)), list(range(39, -1, -1)))
+
+    codebook = np.random.default_rng(0).normal(size=(25, 3))
+    length = lambda by: np.linalg.norm(np.diff(codebook[by], axis=0), axis=1).sum()
+    order = order_codes(codebook)
+    for first, last in itertools.combinations(range(1, 25), 2):
+        turned = order.copy()
+        turned[first:last] = turned[first:last][::-1]
+        assert length(turned) >= length(order) - 1e-6
+
+
+def test_neighbours_in_the_order_have_similar_colours():
+    order = np.random.default_rng(0).permutation(64)
+    colors = order_colors(order)
+    assert colors.shape == (64, 3) and colors.min() >= 0 and colors.max() <= 1
+    steps = np.linalg.norm(np.diff(colors[order], axis=0), axis=1)
+    assert steps.max() < 0.2 and len(np.unique(colors.round(6), axis=0)) == 64
+
+
+@pytest.mark.parametrize("wrong, part", [
+    (lambda: project(np.zeros(5)), "shape (5,)"),
+    (lambda: project(np.full((4, 2), np.nan)), "finite"),
+    (lambda: project(np.zeros((4, 3)), 4), "expected 1 to 3"),
+    (lambda: project(np.zeros((4, 3)), 0), "expected 1 to 3"),
+    (lambda: order_codes(np.zeros((0, 3))), "shape (0, 3)"),
+    (lambda: order_codes(np.array([[np.inf]])), "finite"),
+    (lambda: order_colors([0, 2, 2]), "each code from 0 to K - 1 once"),
+    (lambda: order_colors([[0, 1]]), "each code"),
+])
+def test_what_has_no_order_is_refused(wrong, part):
+    with pytest.raises(ValueError) as caught:
+        wrong()
+    assert part in str(caught.value)
+
+
+def test_changes_have_a_sign():
+    change = np.linspace(-1, 1, 6).reshape(1, 2, 3)
+    painted = change_colors(change)
+    assert painted.shape == (1, 2, 3, 3) and painted.min() >= 0 and painted.max() <= 1
+    np.testing.assert_array_equal(painted, change_colors(change[..., None]))
+    assert (change_colors(np.zeros((28, 28))) == 0).all() and change_colors(np.zeros((28, 28, 1))).shape == (28, 28, 3)
+    np.testing.assert_array_equal(change_colors(np.array([[5.0, -5.0]])), change_colors(np.array([[1.0, -1.0]])))
+
+
+# The atlas
+
+
+def test_atlas_is_what_one_sees_at_the_place(model, images):
+    codes = model.encode(images[:8])
+    atlas = code_atlas(model, codes, margin=2, places=10_000)
+    blank = np.bincount(codes.ravel()).argmax()
+    assert atlas.blank == blank and atlas.counts.tolist() == np.bincount(codes.ravel(), minlength=16).tolist()
+    drawn = np.pad(model.decode(codes)[..., 0], ((0, 0), (2, 2), (2, 2)))
+    for code in range(16):
+        places = np.argwhere(codes == code)
+        if len(places):
+            mean = np.mean([drawn[n, 4 * i : 4 * i + 8, 4 * j : 4 * j + 8] for n, i, j in places], axis=0)
+            np.testing.assert_allclose(atlas.context[code, ..., 0], mean, atol=1e-5)
+        one = np.full((1, 7, 7), blank)
+        one[0, 3, 3] = code
+        np.testing.assert_allclose(atlas.alone[code, ..., 0], model.decode(one)[0, 10:18, 10:18, 0], atol=1e-5)
+    assert (atlas.effect[blank] == 0).all()
+
+
+def test_effect_is_the_change_by_blank(model, images):
+    codes = model.encode(images[:1])
+    code, blank = codes[0, 2, 5], (codes[0, 2, 5] + 1) % 16
+    codes[codes == code] = blank
+    codes[0, 2, 5] = code
+    without = codes.copy()
+    without[0, 2, 5] = blank
+    atlas = code_atlas(model, codes, blank=blank, margin=0)
+    expected = (model.decode(codes) - model.decode(without))[0, 8:12, 20:24]
+    np.testing.assert_allclose(atlas.effect[code], expected, atol=1e-5)
+    assert atlas.counts[code] == 1
+
+
+def test_atlas_of_codes_that_nobody_uses_is_black_and_repeatable(model):
+    codes = np.zeros((1, 7, 7), "int32")
+    atlas = code_atlas(model, codes)
+    assert (atlas.counts[1:] == 0).all() and (atlas.context[1:] == 0).all() and (atlas.effect == 0).all()
+    codes = np.random.default_rng(0).integers(0, 16, size=(20, 7, 7))
+    once, twice = (code_atlas(model, codes, places=3, seed=5) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(once, twice)) and (once.counts == 3).all()
+
+
+def test_atlas_of_another_grid_and_of_colour():
+    model = VQVAE(4, 8, image_shape=(16, 24, 3), seed=0)
+    codes = np.random.default_rng(0).integers(0, 8, size=(5, 4, 6))
+    assert code_atlas(model, codes, places=2).effect.shape == (8, 12, 12, 3)
+
+
+@pytest.mark.parametrize("wrong, part", [
+    (lambda model: code_atlas(model, np.full((1, 7, 7), 16)), "codes go from 16 to 16; expected 0 to 15"),
+    (lambda model: code_atlas(model, np.zeros((1, 6, 7), int)), "expected (n, 7, 7)"),
+    (lambda model: code_atlas(model, np.zeros((1, 7, 7), int), blank=16), "blank = 16"),
+    (lambda model: code_atlas(model, np.zeros((1, 7, 7), int), margin=-1), "margin = -1"),
+    (lambda model: code_atlas(model, np.zeros((1, 7, 7), int), places=0), "places = 0"),
+])
+def test_an_atlas_of_nonsense_is_refused(model, wrong, part):
+    with pytest.raises(ValueError) as caught:
+        wrong(model)
+    assert part in str(caught.value)
+
+
+# The record of a training
+
+
+def test_record_survives_an_interruption_in_the_middle(images, tmp_path):
+    class Stop(Exception):
+        pass
+
+    class StopAt(RecordFrequencies):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                raise Stop
+            super().on_epoch_end(epoch, logs)
+
+    def fit(record):
+        model = tiny()
+        model.fit(images, epochs=4, batch_size=32, verbose=0, callbacks=[record, *resumable(tmp_path)])
+
+    with pytest.raises(Stop):
+        fit(StopAt(images, tmp_path / "f.npy"))
+    before = np.load(tmp_path / "f.npy")
+    record = RecordFrequencies(images, tmp_path / "f.npy")
+    fit(record)
+    assert before.shape == (3, 16) and record.frequencies.shape == (5, 16)
+    np.testing.assert_array_equal(record.frequencies[:3], before)
+    np.testing.assert_array_equal(np.load(tmp_path / "f.npy"), record.frequencies)
+    assert np.isfinite(record.frequencies).all() and list(tmp_path.glob("*.part*")) == []
+    again = RecordFrequencies(images, tmp_path / "f.npy")
+    fit(again)  # finished: nothing is trained, nothing is lost
+    np.testing.assert_array_equal(again.frequencies, record.frequencies)
+
+
+def test_record_keeps_the_right_epoch_where_some_are_missing_or_trained_again(model, images, tmp_path):
+    record = RecordFrequencies(images, tmp_path / "deep" / "f.npy")
+    record.set_model(model)
+    record.on_train_begin()
+    record.on_epoch_end(2)  # epochs 0 and 1 were never recorded
+    assert np.isnan(record.frequencies).all(axis=1).tolist() == [False, True, True, False]
+    record.on_epoch_end(0)  # a training that starts over from an older check-point
+    assert record.frequencies.shape == (2, 16)
+    np.testing.assert_allclose(record.frequencies[1], code_frequencies(model.encode(images), 16), rtol=1e-6)
+
+
+def test_record_of_another_codebook_is_refused(model, images, tmp_path):
+    np.save(tmp_path / "f.npy", np.zeros((2, 8), "float32"))
+    record = RecordFrequencies(images, tmp_path / "f.npy")
+    record.set_model(model)
+    with pytest.raises(ValueError, match="Take another file"):
+        record.on_train_begin()
+    with pytest.raises(ValueError, match="ends in .npy"):
+        RecordFrequencies(images, tmp_path / "f.csv")
+
+
+# The explorer
+
+
+@pytest.fixture
+def explorer(model, images):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Passing unrecognized arguments")  # one ipywidgets knows what another does not
+        explorer = CodebookExplorer(model, images[:3])
+        assert explorer.widget is explorer.widget
+    return explorer
+
+
+def held(box, kind):
+    """All widgets of a kind in a box, in order."""
+    found = [box] if isinstance(box, kind) else []
+    return found + [one for child in getattr(box, "children", ()) for one in held(child, kind)]
+
+
+def controls(explorer):
+    buttons = held(explorer.widget, widgets.Button)
+    digit, code = held(explorer.widget, widgets.BoundedIntText)
+    return buttons[:49], digit, code, held(explorer.widget, widgets.SelectionSlider)[0], buttons[49], buttons[50]
+
+
+def agrees(explorer):
+    """Whether the panel shows where the explorer stands."""
+    cells, digit, code, place, undo, reset = controls(explorer)
+    assert [int(button.description) for button in cells] == explorer.codes.ravel().tolist()
+    assert digit.value == explorer.digit and code.value == place.value == explorer.codes[explorer.cell]
+    marked = [number for number, button in enumerate(cells) if button.layout.border.startswith("3px")]
+    assert marked == [explorer.cell[0] * 7 + explorer.cell[1]]
+    np.testing.assert_allclose(explorer.now, explorer.model.decode(explorer.codes[None])[0], atol=1e-6)
+    assert explorer.status in [line.value for line in held(explorer.widget, widgets.HTML)]
+    return True
+
+
+def test_clicks_do_what_they_say(explorer):
+    cells, digit, code, place, undo, reset = controls(explorer)
+    given, pictures = explorer.codes.copy(), held(explorer.widget, widgets.Image)
+    assert agrees(explorer) and undo.disabled and reset.disabled
+
+    cells[2 * 7 + 4].click()
+    assert explorer.cell == (2, 4) and agrees(explorer) and np.array_equal(explorer.codes, given) and undo.disabled
+
+    first, before = (int(given[2, 4]) + 1) % 16, bytes(pictures[0].value)
+    code.value = first
+    assert explorer.codes[2, 4] == first and agrees(explorer) and not undo.disabled and bytes(pictures[0].value) != before
+    assert f"code {first} instead of {given[2, 4]}" in explorer.status and "Codes changed: 1." in explorer.status
+
+    cells[0].click()
+    second = (int(given[0, 0]) + 5) % 16
+    place.value = second
+    assert explorer.codes[0, 0] == second and agrees(explorer)
+
+    undo.click()
+    assert explorer.codes[0, 0] == given[0, 0] and explorer.codes[2, 4] == first and agrees(explorer)
+    undo.click()
+    assert np.array_equal(explorer.codes, given) and explorer.cell == (2, 4) and undo.disabled and agrees(explorer)
+    explorer.undo()
+    assert np.array_equal(explorer.codes, given), "one undo too many changes nothing"
+
+
+def test_reset_and_another_digit_forget_the_changes(explorer):
+    cells, digit, code, place, undo, reset = controls(explorer)
+    given = explorer.given.copy()
+    for value in (3, 4, 5):
+        code.value = value
+    reset.click()
+    assert np.array_equal(explorer.codes, given[0]) and undo.disabled and agrees(explorer)
+    code.value = (code.value + 1) % 16
+    digit.value = 2
+    assert np.array_equal(explorer.codes, given[2]) and undo.disabled and agrees(explorer)
+    np.testing.assert_array_equal(explorer.given, given)
+
+
+def test_methods_move_the_panel_too(explorer):
+    explorer.select(6, 6)
+    explorer.put((explorer.codes[6, 6] + 1) % 16)
+    assert agrees(explorer)
+    explorer.put(explorer.codes[6, 6])
+    assert len(explorer._past) == 1, "the same code again is no change"
+
+
+def test_every_control_has_words(explorer):
+    for button in held(explorer.widget, widgets.Button):
+        assert button.description and button.tooltip
+    for control in held(explorer.widget, (widgets.BoundedIntText, widgets.SelectionSlider)):
+        assert control.description
+    assert all(bytes(picture.value).startswith(b"\x89PNG") for picture in held(explorer.widget, widgets.Image))
+    assert [label for label, _ in held(explorer.widget, widgets.SelectionSlider)[0].options] == [f"code {c}" for c in explorer.order]
+
+
+def test_it_shows_itself_live_and_still(explorer, monkeypatch):
+    shown = []
+    monkeypatch.setattr(module, "display", shown.append)
+    explorer._ipython_display_()
+    assert shown == [explorer.widget]
+    figures = []
+    monkeypatch.setattr(module, "show_figure", figures.append)
+    explorer.show()
+    assert [axes.get_title() for axes in figures[0].axes] == ["codes", "before", "now", "change"]
+
+
+def test_from_code_no_widget_is_made(model, images, monkeypatch):
+    monkeypatch.setattr(module, "widgets", None)
+    explorer = CodebookExplorer(model, images[:1])
+    explorer.select(1, 2)
+    explorer.put(3)
+    assert explorer.codes[1, 2] == 3
+
+
+def test_images_in_colour_can_be_explored():
+    model = VQVAE(4, 8, image_shape=(8, 12, 3), seed=0)
+    explorer = CodebookExplorer(model, np.random.default_rng(0).random((2, 8, 12, 3)))
+    assert len(held(explorer.widget, widgets.Button)) == 2 * 3 + 2
+    explorer.put((explorer.codes[explorer.cell] + 1) % 8)
+
+
+@pytest.mark.parametrize("wrong, part", [
+    (lambda explorer: explorer.choose_digit(3), "no image 3; expected 0 to 2"),
+    (lambda explorer: explorer.choose_digit(-1), "no image -1"),
+    (lambda explorer: explorer.select(7, 0), "no cell (7, 0) in a map of 7 by 7"),
+    (lambda explorer: explorer.put(16), "no code 16; expected 0 to 15"),
+    (lambda explorer: explorer.put(-1), "no code -1"),
+    (lambda explorer: CodebookExplorer(explorer.model, np.zeros((0, 28, 28, 1))), "images is empty"),
+    (lambda explorer: CodebookExplorer(explorer.model, np.zeros((1, 28, 27, 1))), "expected numbers of shape"),
+])
+def test_an_impossible_wish_is_refused_and_changes_nothing(explorer, wrong, part):
+    before = explorer.codes.copy(), explorer.cell, explorer.digit
+    with pytest.raises(ValueError) as caught:
+        wrong(explorer)
+    assert part in str(caught.value)
+    assert np.array_equal(explorer.codes, before[0]) and (explorer.cell, explorer.digit) == before[1:] and agrees(explorer)

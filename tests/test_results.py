@@ -1,0 +1,143 @@
+"""The tables that ship with chapter 6, and the commands that make them."""
+import csv
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from project import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+RESULTS = ROOT / "vqvae_tutorial" / "results"
+
+
+def read(path):
+    return np.genfromtxt(path, delimiter=",", names=True, dtype=None, encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def grid():
+    return read(RESULTS / "grid.csv")
+
+
+@pytest.fixture(scope="module")
+def curve():
+    """The rows of the rate–distortion table that are points of our own curve, by K."""
+    table = read(RESULTS / "rate_distortion.csv")
+    return np.sort(table[np.char.startswith(table["model"], "K = ")], order="K")
+
+
+@pytest.fixture(scope="module")
+def example():
+    table = read(RESULTS / "rate_distortion.csv")
+    return table[(table["model"] == "example") & (table["prior"] == "small")][0]
+
+
+def test_grid_has_every_model_once(grid):
+    pairs = {(row["K"], row["D"]) for row in grid}
+    assert len(grid) == len(pairs) >= 30
+    assert pairs == {(K, D) for K in set(grid["K"]) for D in set(grid["D"])}
+    assert {8, 1024} <= set(grid["K"]) and {2, 64} <= set(grid["D"])
+
+
+def test_all_models_were_trained_equally_long(grid, curve):
+    assert len(set(zip(grid["digits"], grid["epochs"]))) == 1
+    assert len(set(zip(curve["vqvae_epochs"], curve["prior_epochs"]))) == 1
+
+
+@pytest.mark.parametrize("name", ["grid.csv", "rate_distortion.csv"])
+def test_numbers_are_possible(name):
+    table = read(RESULTS / name)
+    assert ((table["mse"] > 0) & (table["mse"] < 0.05)).all()
+    assert ((table["usage"] >= 1) & (table["usage"] <= table["K"])).all()
+    assert ((table["perplexity"] >= 1) & (table["perplexity"] <= table["usage"] * 1.0001)).all()
+    np.testing.assert_allclose(table["zero_order_bits"], 49 * np.log2(table["perplexity"]), rtol=1e-3)
+    np.testing.assert_allclose(table["max_bits"], 49 * np.log2(table["K"]), rtol=1e-5)
+
+
+def test_more_codes_draw_better(grid):
+    for size in set(grid["D"]):
+        rows = np.sort(grid[grid["D"] == size], order="K")
+        assert (np.diff(rows["max_bits"]) > 0).all()
+        assert rows["mse"][-1] < rows["mse"][0]
+
+
+def test_digits_of_the_grid_belong_to_it(grid):
+    with np.load(RESULTS / "grid_digits.npz", allow_pickle=False) as archive:
+        assert archive["digits"].shape == (10, 28, 28) and archive["digits"].dtype == np.uint8
+        for K in set(grid["K"]):
+            codes, drawn = archive[f"codes_{K}"], archive[f"drawn_{K}"]
+            assert codes.shape == (10, 7, 7) and codes.max() < K
+            assert drawn.shape == (10, 28, 28) and drawn.dtype == np.uint8
+            assert np.mean((drawn / 255 - archive["digits"] / 255) ** 2) < 0.05
+
+
+def test_what_a_prior_knows_saves_bits(curve, example):
+    assert len(curve) >= 6
+    for row in [*curve, example]:
+        assert 0 < row["prior_bits"] < row["position_bits"] < row["zero_order_bits"] <= row["max_bits"]
+        assert row["frechet_drawn"] < row["frechet"]
+
+
+def test_the_curve_falls(curve):
+    order = np.argsort(curve["prior_bits"])
+    assert (np.diff(curve["K"][order]) > 0).all() and (np.diff(curve["mse"][order]) < 0).all()
+
+
+def test_samples_of_the_curve(curve):
+    with np.load(RESULTS / "rate_distortion_digits.npz", allow_pickle=False) as archive:
+        for K in curve["K"]:
+            assert archive[f"sampled_{K}"].shape == (10, 28, 28) and archive[f"sampled_{K}"].dtype == np.uint8
+
+
+def test_fewer_bits_than_the_example_at_its_error(curve, example):
+    order = np.argsort(curve["mse"])
+    mse, bits = np.log(curve["mse"][order]), curve["prior_bits"][order]
+    for error in (0.0042, example["mse"]):
+        assert mse[0] < np.log(error) < mse[-1], "the curve does not reach this error"
+        assert np.interp(np.log(error), mse, bits) < example["prior_bits"]
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_killed_grid_goes_on(tmp_path, capsys):
+    import grid
+
+    out = tmp_path / "grid.csv"
+    command = subprocess.Popen([sys.executable, str(ROOT / "benchmarks" / "grid.py"), "--quick", "--out", str(out)],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(3000):
+            if out.exists() or command.poll() is not None:
+                break
+            time.sleep(0.1)
+    finally:
+        command.kill()
+        command.wait()
+    kept = rows(out)
+    assert 1 <= len(kept) and all(None not in row.values() for row in kept)
+    assert grid.main(["--quick", "--out", str(out)]) == 0
+    assert f"{len(kept)} of 4 models are in" in capsys.readouterr().out
+    finished = rows(out)
+    assert len(finished) == 4 and all(row in finished for row in kept)
+    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith(".part")) == ["grid.csv", "grid_digits.npz"]
+    before = out.read_bytes()
+    assert grid.main(["--quick", "--out", str(out)]) == 0 and out.read_bytes() == before
+
+
+def test_a_table_of_other_settings_is_refused(tmp_path):
+    import grid
+
+    out = tmp_path / "grid.csv"
+    table = grid.Table(out, ["K", "mse", "epochs"], 1, {"epochs": 3})
+    for K, mse in ((16, 0.25), (8, 1 / 3)):
+        table.add({"K": K, "mse": mse, "epochs": 3})
+    assert out.read_text() == "K,mse,epochs\n8,0.333333,3\n16,0.25,3\n"
+    again = grid.Table(out, ["K", "mse", "epochs"], 1, {"epochs": 3})
+    assert (8,) in again and (32,) not in again
+    with pytest.raises(SystemExit, match="other settings"):
+        grid.Table(out, ["K", "mse", "epochs"], 1, {"epochs": 4})
