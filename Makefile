@@ -12,7 +12,7 @@ help:
 	@echo 'make serve      build the book and serve it on a free port of this machine'
 	@echo 'make test       run every cell of every notebook (small budget), and the tests'
 	@echo 'make reproduce  run every chapter at full size and keep outputs and weights (hours; goes on where it was stopped)'
-	@echo 'make study      train the models of chapter 6 again and print sampling times (an hour; goes on where it was stopped)'
+	@echo 'make study      train models over K and D, and print sampling times (an hour or two; goes on where it was stopped)'
 	@echo 'make export     write the package from the notebooks, and clean the notebooks'
 	@echo 'make wheel      build the pip package into dist/'
 	@echo 'make clean      remove what was built (not .venv, fetched scripts, or stopped runs)'

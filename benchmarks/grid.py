@@ -1,7 +1,7 @@
 """Train a VQ-VAE for each number K and size D of embeddings, all equally long: `python benchmarks/grid.py [--quick] [--out FILE]`.
 
 Every model adds its row to vqvae_tutorial/results/grid.csv when it is finished, so the command can be stopped at any time and goes on
-with the models that are missing. Beside the table it keeps ten test digits as each K draws them (D = 16). Chapter 6 shows both.
+with the models that are missing. Beside the table it keeps ten test digits as each K draws them (D = 16). The draft of chapter 6 shows both.
 """
 import argparse
 import csv
@@ -22,7 +22,7 @@ from vqvae_tutorial.model import VQVAE  # noqa: E402
 from vqvae_tutorial.quantization import code_frequencies, perplexity, usage  # noqa: E402
 
 RESULTS = ROOT / "vqvae_tutorial" / "results"
-FULL = {"numbers": (8, 16, 32, 64, 128, 256, 512, 1024), "sizes": (2, 4, 16, 64), "digits": 12_000, "epochs": 3, "test": 10_000}
+FULL = {"numbers": (8, 16, 32, 64, 128, 256, 512, 1024), "sizes": (2, 4, 16, 64), "digits": 8_000, "epochs": 4, "test": 5_000}
 QUICK = {"numbers": (8, 16), "sizes": (2, 16), "digits": 256, "epochs": 1, "test": 256}
 SHOWN = 16  # the size D whose digits are kept
 FIRST = (3, 2, 1, 18, 4, 8, 11, 0, 61, 7)  # the first 0, the first 1, … of MNIST's test digits

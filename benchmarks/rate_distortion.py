@@ -8,7 +8,7 @@ published; `--published` adds the example's own ungated prior.
 The encoders of the curve are two small convolutions: a code then tells of 7×7 pixels and not of the whole digit, which costs fewer bits
 for the same error.
 
-The command can be stopped at any time and goes on with the epoch it was at. Chapter 6 shows what it finds.
+The command can be stopped at any time and goes on with the epoch it was at. The draft of chapter 6 shows what it finds.
 """
 import argparse
 import os

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from project import ROOT, chapters, pages, settings
 
-NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+NOTEBOOKS = sorted((ROOT / "nbs").glob("[!_]*.ipynb"))  # "_" marks a draft
 SETTINGS = settings()
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
 

@@ -4,7 +4,7 @@
 __all__ = ['position_frequencies', 'class_frequencies', 'RecordFrequencies', 'project', 'order_codes', 'order_colors', 'Atlas',
            'code_atlas', 'change_colors', 'CodebookExplorer']
 
-# %% ../nbs/04_codebook.ipynb #d18b73ee
+# %% ../nbs/04_codebook.ipynb #8919f7db
 import operator
 import os
 from functools import cached_property
@@ -23,7 +23,7 @@ from matplotlib.colors import to_hex, to_rgb
 from .plotting import PALETTE, book_style, new_figure, show_figure
 from .quantization import code_frequencies, squared_distances
 
-# %% ../nbs/04_codebook.ipynb #791edcac
+# %% ../nbs/04_codebook.ipynb #dc75f0b4
 def _checked_codes(codes, num_codes):
     """Gives integer `codes` `(n, rows, columns)` as int64, and K, or says what is wrong with them."""
     num_codes = operator.index(num_codes)
@@ -55,7 +55,7 @@ def position_frequencies(codes, num_codes):
     counts = np.bincount((positions * num_codes + codes).ravel(), minlength=positions.size * num_codes)
     return (counts.reshape(*codes.shape[1:], num_codes) / len(codes)).astype("float32")
 
-# %% ../nbs/04_codebook.ipynb #104a7da0
+# %% ../nbs/04_codebook.ipynb #bd59271d
 def class_frequencies(codes, labels, num_codes, num_classes=10):
     """How often each code is used in the images of each class, as a share of all codes of the class.
 
@@ -83,7 +83,7 @@ def class_frequencies(codes, labels, num_codes, num_classes=10):
     counts = np.bincount(pairs.ravel(), minlength=num_classes * num_codes).reshape(num_classes, num_codes)
     return (counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).astype("float32")
 
-# %% ../nbs/04_codebook.ipynb #fa634986
+# %% ../nbs/04_codebook.ipynb #48dfc4fc
 class RecordFrequencies(keras.callbacks.Callback):
     """Counts the codes of the same images at the start and after every epoch, and keeps the shares in a file.
 
@@ -130,7 +130,7 @@ class RecordFrequencies(keras.callbacks.Callback):
         np.save(part, rows, allow_pickle=False)
         os.replace(part, self.file)  # so that a crash leaves the old file or the new one
 
-# %% ../nbs/04_codebook.ipynb #21dbae6f
+# %% ../nbs/04_codebook.ipynb #fef10632
 def _checked_codebook(codebook):
     codebook = np.asarray(ops.convert_to_numpy(codebook))
     if codebook.ndim != 2 or codebook.size == 0 or not np.isfinite(codebook).all():
@@ -164,7 +164,7 @@ def project(codebook, dimensions=2):
     sign = np.where(strongest < 0, -1, 1)  # singular vectors are known up to their sign; this makes them the same everywhere
     return (left * spread * sign)[:, :dimensions].astype("float32")
 
-# %% ../nbs/04_codebook.ipynb #4e52edec
+# %% ../nbs/04_codebook.ipynb #4d5386c1
 def order_codes(codebook):
     """An order of the codes in which neighbours have similar embeddings: a short path through all of them.
 
@@ -198,7 +198,7 @@ def order_codes(codebook):
         order[first + 1 : second + 1] = order[first + 1 : second + 1][::-1]
     return order
 
-# %% ../nbs/04_codebook.ipynb #345acaa0
+# %% ../nbs/04_codebook.ipynb #cd6ecbde
 def order_colors(order):
     """Gives each code a colour by its place in an order, so that neighbours in the order have similar colours.
 
@@ -219,7 +219,7 @@ def order_colors(order):
     colors[order] = matplotlib.colormaps["turbo"](np.linspace(0.08, 0.95, len(order)))[:, :3]
     return colors
 
-# %% ../nbs/04_codebook.ipynb #563a8441
+# %% ../nbs/04_codebook.ipynb #aacead98
 class Atlas(NamedTuple):
     """What each code draws, as pictures of its cell and a margin around it; `p` is the cell's size plus two margins.
 
@@ -288,7 +288,7 @@ def code_atlas(model, codes, blank=None, margin=None, places=64, seed=0):
             context[code], effect[code], counts[code] = seen.mean(axis=0), (seen - unseen).mean(axis=0), len(found)
     return Atlas(blank, alone, context, effect, counts)
 
-# %% ../nbs/04_codebook.ipynb #b49c0595
+# %% ../nbs/04_codebook.ipynb #a59a6240
 def change_colors(change):
     """Colours a change of pictures: ink that comes is orange, ink that goes is blue, no change is black.
 
@@ -303,7 +303,7 @@ def change_colors(change):
     orange, blue = (np.array(to_rgb(PALETTE[index])) / max(to_rgb(PALETTE[index])) for index in (1, 0))
     return np.clip(change, 0, 1) * orange + np.clip(-change, 0, 1) * blue
 
-# %% ../nbs/04_codebook.ipynb #0ecaf808
+# %% ../nbs/04_codebook.ipynb #f3244f09
 class _Explorer:
     # What the panel knows: a digit, its codes as they were and as they are, and the cell that is selected.
 
@@ -368,7 +368,7 @@ class _Explorer:
         return (f"Row {row}, column {column}: code {code}{f' instead of {encoded}' if code != encoded else ''}. "
                 f"Codes changed: {np.sum(self.codes != given)}. Pixels changed by more than 0.1: {np.sum(change > 0.1)}.")
 
-# %% ../nbs/04_codebook.ipynb #ffeebedf
+# %% ../nbs/04_codebook.ipynb #df111b95
 def _png(picture, scale):
     """PNG bytes of a picture `(height, width, 3)` in [0, 1], enlarged without smoothing."""
     picture, buffer = np.repeat(np.repeat(picture, scale, axis=0), scale, axis=1), BytesIO()
