@@ -130,7 +130,7 @@ def test_package_imports_quickly_and_says_what_it_has():
     script = ("import sys, vqvae_tutorial as v; assert not {'keras', 'tensorflow', 'matplotlib'} & set(sys.modules); "
               "assert set(v.__all__) <= set(dir(v)); v.load_minst")
     ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert "has no attribute 'load_minst'; it has VQVAE" in ran.stderr, ran.stderr
+    assert "has no attribute 'load_minst'; it has PixelCNN" in ran.stderr, ran.stderr
 
 
 # The tools themselves
