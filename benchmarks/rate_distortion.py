@@ -9,7 +9,7 @@ Three things differ from chapter 3, and all save bits at the same error. The enc
 tells of 7×7 pixels and not of the whole digit. No code is revived, since revival makes use even, and even use is dear. And a code is charged
 for its own bits when it is chosen. The rows "uncharged" and "revived" show what the last two are worth at K = 32.
 
-The command can be stopped at any time and goes on with the epoch it was at. The draft of chapter 6 shows what it finds.
+The command can be stopped at any time and goes on with the epoch it was at. Chapter 6 shows what it finds.
 """
 import argparse
 import os
