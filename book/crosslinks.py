@@ -17,7 +17,7 @@ from sphinx.util.nodes import make_refnode
 
 GLOSSARY, BIBLIOGRAPHY = ROOT / "book" / "glossary.md", ROOT / "book" / "references.bib"
 IMPORT = re.compile(r"^from vqvae_tutorial(?:\.(\w+))? import (.+)$", re.M)
-NAME = re.compile(r"(?:vqvae_tutorial\.(?:([a-z]+)\.)?)?([A-Za-z_]\w*)((?:\.\w+)?)(?:\(.*\))?")
+NAME = re.compile(r"(vqvae_tutorial\.)?(?:((?<=\.)[a-z]+)\.)?([A-Za-z_]\w*)((?:\.\w+)?)(?:\(.*\))?")
 QUIET = (nodes.title, nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.reference, nodes.raw, nodes.comment,
          addnodes.pending_xref, addnodes.desc_signature)
 log = logging.getLogger(__name__)
@@ -76,12 +76,12 @@ def names_in(page):
     Beside what the chapter exports and imports, these are the package's own names and all that cannot be an everyday word.
     """
     path = ROOT / f"{page}.ipynb"
-    known = {full.split(".")[1]: full for full in exports() if re.search("[A-Z_]", full.split(".")[1])} | home()
+    public = [full.split(".") for full in exports() if full.count(".") == 1]
+    known = {name: f"{module}.{name}" for module, name in public if re.search("[A-Z_]", name)} | home()
     for module, imported in IMPORT.findall("\n".join(cells(path, "code"))):
         for name, _, alias in (name.strip().partition(" as ") for name in imported.split(",")):
             known[alias or name] = f"{module}.{name}" if module else home()[name]
-    own = [module for module, chapter in modules().items() if chapter == path]
-    return known | {full.split(".")[1]: full for full in exports() if full.split(".")[0] in own}
+    return known | {name: f"{module}.{name}" for module, name in public if modules()[module] == path}
 
 
 # Where
@@ -180,8 +180,8 @@ def link_names(page, doctree):
         match = NAME.fullmatch(code.astext())
         if not match or quiet(code):
             continue
-        module, name, method = match.groups()
-        full = (f"{module}.{name}" if module else known.get(name, "")) + method
+        package, module, name, method = match.groups()
+        full = (f"{module}.{name}" if module else (home() if package else known).get(name, "")) + method
         place = section(code)["ids"][0], full
         if full in exports() and place not in seen:
             seen.add(place)
@@ -193,8 +193,7 @@ def link(app, doctree):
     chapter = page in {f"nbs/{path.stem}" for path in chapters()}
     if chapter:
         link_names(page, doctree)
-    if chapter or page.startswith("book/api"):
-        link_prose(page, doctree, with_terms=chapter)
+    link_prose(page, doctree, with_terms=chapter)
 
 
 def resolve(app, env, node, shown):

@@ -137,12 +137,12 @@ def study():
 
 def page():
     """The page, below its introduction."""
-    text = "## Versions, times and seeds\n\n"
-    text += table(["chapter", "ran with", "in", "seeds in its code"], [[chapter_link(path), *run(path), seeds(path)] for path in chapters()])
-    text += "## Figures\n\n"
+    runs = [[chapter_link(path), *run(path), seeds(path)] for path in chapters()]
+    text = "## Versions, times and seeds\n\n" + table(["chapter", "ran with", "in", "seeds in its code"], runs) + "## Figures\n\n"
     for path in chapters():
         if path.stem in FIGURES:
             rows = [[what, figure(path, what, pattern)] for what, pattern in FIGURES[path.stem].items()]
-            text += f"### {chapter_name(path)}\n\nFrom {chapter_link(path)}; again with `.venv/bin/python book/reproduce.py nbs/{path.name}`.\n\n"
+            again = f"`.venv/bin/python book/reproduce.py nbs/{path.name}`"
+            text += f"### {chapter_name(path)}\n\nFrom {chapter_link(path)}; again with {again}.\n\n"
             text += table(["figure", "value"], rows)
     return text + "### The study of K and D\n\nAgain with `make study`.\n\n" + study()
