@@ -6,6 +6,8 @@ from functools import lru_cache
 
 import results
 from project import ROOT, cells, chapter_link, chapters, split_directives
+from sphinx.util.inspect import signature as get_signature
+from sphinx.util.inspect import stringify_signature
 
 from vqvae_tutorial import _HOME
 
@@ -118,6 +120,12 @@ def code_and_fences(app, kind, name, item, options, lines):
     lines[:] = result
 
 
+def arguments(app, kind, name, item, options, signature, returned):
+    """The arguments of a class. Keras makes objects by a `__new__` that takes anything, so autodoc knows none."""
+    if kind == "class" and signature == "(*args, **kwargs)":
+        return stringify_signature(get_signature(item.__init__, bound_method=True)), returned
+
+
 def skip_field(app, kind, name, item, skip, options):
     """The fields of a named tuple are told in its docstring; Python's "alias for field number 0" adds nothing."""
     return True if isinstance(item, FIELD) else None
@@ -126,5 +134,6 @@ def skip_field(app, kind, name, item, skip, options):
 def setup(app):
     app.connect("source-read", write)
     app.connect("autodoc-process-docstring", code_and_fences)
+    app.connect("autodoc-process-signature", arguments)
     app.connect("autodoc-skip-member", skip_field)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
