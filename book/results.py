@@ -138,7 +138,7 @@ def study():
 def page():
     """The page, below its introduction."""
     runs = [[chapter_link(path), *run(path), seeds(path)] for path in chapters()]
-    text = "## Versions, times and seeds\n\n" + table(["chapter", "ran with", "in", "seeds in its code"], runs) + "## Figures\n\n"
+    text = "## Versions, times and seeds\n\n" + table(["chapter", "ran with", "took", "seeds in its code"], runs) + "## Figures\n\n"
     for path in chapters():
         if path.stem in FIGURES:
             rows = [[what, figure(path, what, pattern)] for what, pattern in FIGURES[path.stem].items()]
