@@ -32,13 +32,13 @@ def grid():
 @pytest.fixture(scope="module")
 def curve():
     """The rows of the rate–distortion table that are points of our own curve, by K."""
-    table = whole("rate_distortion.csv", 8)
+    table = whole("rate_distortion.csv", 10)
     return np.sort(table[np.char.startswith(table["model"], "K = ")], order="K")
 
 
 @pytest.fixture(scope="module")
 def example():
-    table = whole("rate_distortion.csv", 8)
+    table = whole("rate_distortion.csv", 10)
     return table[(table["model"] == "example") & (table["prior"] == "small")][0]
 
 
@@ -105,6 +105,33 @@ def test_fewer_bits_than_the_example_at_its_error(curve, example):
     for error in (0.0042, example["mse"]):
         assert mse[0] < np.log(error) < mse[-1], "the curve does not reach this error"
         assert np.interp(np.log(error), mse, bits) < example["prior_bits"]
+
+
+def test_even_use_is_dear(curve):
+    """Neither the uncharged nor the revived codebook beats the curve, which charges codes for their bits."""
+    table = read(RESULTS / "rate_distortion.csv")
+    order = np.argsort(curve["mse"])
+    for name in ("uncharged", "revived"):
+        row = table[table["model"] == name][0]
+        assert row["prior_bits"] > np.interp(np.log(row["mse"]), np.log(curve["mse"][order]), curve["prior_bits"][order])
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_a_code_is_charged_for_its_bits(weight):
+    from rate_distortion import EntropyConstrainedQuantizer
+
+    random = np.random.default_rng(0)
+    vectors = random.laplace(size=(4, 7, 7, 3)).astype("float32")
+    quantizer = EntropyConstrainedQuantizer(weight, 8, 3, revival_threshold=0.0, seed=0)
+    quantizer.adapt(vectors)
+    for _ in range(100):
+        quantizer(vectors, training=True)
+    distances = np.square(vectors[..., None, :] - np.asarray(quantizer.codebook)).sum(axis=-1)
+    share = np.asarray(quantizer.ema_frequency) / 8
+    cost = distances + weight * float(quantizer.mean_distance) * -np.log2(share)
+    codes = np.asarray(quantizer.encode(vectors))
+    np.testing.assert_array_equal(codes, cost.argmin(axis=-1))
+    assert (codes == distances.argmin(axis=-1)).all() == (weight == 0), "the charge changes some choices"
 
 
 def rows(path):
