@@ -25,7 +25,8 @@ def inputs():
     package = (ROOT / "vqvae_tutorial").glob("*.py")
     book = (path for path in (ROOT / "book").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     notebooks = (ROOT / "nbs").glob("*.ipynb")
-    return sorted([*package, *book, *notebooks, ROOT / "_config.yml", ROOT / "_toc.yml"])
+    tables = (ROOT / "vqvae_tutorial" / "results").glob("*.csv")
+    return sorted([*package, *book, *notebooks, *tables, ROOT / "_config.yml", ROOT / "_toc.yml"])
 
 
 def fingerprint():

@@ -3,11 +3,10 @@
 The notebooks stay as they are, for Colab and GitHub; only what Sphinx reads of them is changed.
 """
 import re
-from collections import namedtuple
 
 import nbformat
 import yaml
-from project import chapters, split_directives
+from project import split_directives
 
 TAGS = {
     "default_exp": "remove-cell",
@@ -18,8 +17,6 @@ TAGS = {
     "eval: false": "skip-execution",
 }
 WIDGETS = "application/vnd.jupyter.widget-state+json"
-FIELD = type(namedtuple("Pair", "field").field)
-FENCE = re.compile(r"^(\s*)```(\w*)\s*$")
 
 
 def read(text):
@@ -52,50 +49,5 @@ def alternative(directive):
     return text
 
 
-def modules():
-    """The package's modules in the order of the chapters that export them."""
-    found = []
-    for path in chapters():
-        for cell in nbformat.read(path, as_version=4).cells:
-            for directive in split_directives(cell.source)[0] if cell.cell_type == "code" else []:
-                name = directive.partition(" ")[2].strip()
-                if directive.startswith("default_exp ") and name not in found:
-                    found.append(name)
-    return found
-
-
-def write_api(app, page, source):
-    """Fill the API page: one section for each module, in the order of the chapters."""
-    if page == "book/api":
-        package = app.config.nbdev_package
-        source[0] += "".join(f"\n## {name}\n\n```{{eval-rst}}\n.. automodule:: {package}.{name}\n   :members:\n```\n"
-                             for name in modules())
-
-
-def fences(app, kind, name, item, options, lines):
-    """Docstrings fence their examples as Keras does; reStructuredText wants a directive and an indent."""
-    result, indent = [], None
-    for line in lines:
-        match = FENCE.match(line)
-        if match and indent is None:
-            indent = match[1]
-            result += ["", f"{indent}.. code-block:: {match[2] or 'python'}", ""]
-        elif match:
-            indent = None
-            result.append("")
-        else:
-            result.append(line if indent is None or not line.strip() else "   " + line)
-    lines[:] = result
-
-
-def skip_field(app, kind, name, item, skip, options):
-    """The fields of a named tuple are told in its docstring; Python's "alias for field number 0" adds nothing."""
-    return True if isinstance(item, FIELD) else None
-
-
 def setup(app):
-    app.add_config_value("nbdev_package", "vqvae_tutorial", "env")
-    app.connect("source-read", write_api)
-    app.connect("autodoc-process-docstring", fences)
-    app.connect("autodoc-skip-member", skip_field)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,8 @@
 """Run the chapters at full size and keep what they show: `python book/reproduce.py [--force] [notebook …]`.
 
 Every chapter runs in a fresh kernel, in reading order. A notebook is written only when all of it has succeeded, together
-with a hash of the code that made its outputs; `--check` lists the notebooks whose code has changed since.
+with a hash of the code that made its outputs, the versions it ran with and the time it took; `--check` lists the
+notebooks whose code has changed since.
 A pass that was stopped goes on with the chapter it was at (and a training that was stopped, with the epoch it was at:
 the chapters keep their check-points in nbs/runs/).
 """
@@ -9,11 +10,14 @@ import argparse
 import base64
 import hashlib
 import json
+import math
 import os
+import platform
 import re
 import shutil
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 from project import ROOT, chapters, split_directives
@@ -23,6 +27,7 @@ STATE = RUNS / "reproduce.json"
 KEY = "vqvae_tutorial"
 PICTURE = ROOT / "book" / "static" / "digits.png"
 WIDGETS = "application/vnd.jupyter.widget-state+json"
+MADE_WITH = ("tensorflow", "keras", "numpy", "matplotlib", "ipywidgets")
 
 
 def runs(cell):
@@ -127,8 +132,11 @@ def execute(notebook, progress=lambda done, count: None):
     return settle_widgets(json.loads(json.dumps(notebook)))
 
 
-def keep(path, made, code):
-    """Put the outputs that were made into the notebook, which may have got new prose, but no new code, meanwhile."""
+def keep(path, made, code, facts):
+    """Put the outputs that were made into the notebook, which may have got new prose, but no new code, meanwhile.
+
+    `facts` of the run go into its metadata, beside the hash of the code; the page about the results shows them.
+    """
     notebook = read(path)
     if outputs_hash(notebook) != code:
         aside = RUNS / f"{path.stem}.outputs.json"
@@ -145,7 +153,7 @@ def keep(path, made, code):
     notebook["metadata"].pop("widgets", None)
     if "widgets" in made["metadata"]:
         notebook["metadata"]["widgets"] = made["metadata"]["widgets"]
-    notebook["metadata"][KEY] = {"outputs_hash": code}
+    notebook["metadata"][KEY] = {"outputs_hash": code} | facts
     whole = RUNS / f"{path.stem}.{os.getpid()}.part"
     whole.write_text(clean(notebook), encoding="utf-8")
     os.replace(whole, path)
@@ -172,6 +180,7 @@ def reproduce(notebooks, force=False):
     names = [path.name for path in notebooks]
     done = {} if force else finished(names)
     wide = max(map(len, names))
+    versions = {"python": platform.python_version()} | {name: version(name) for name in MADE_WITH}
     if kept := sorted(folder.name for folder in RUNS.iterdir() if folder.is_dir()):
         print(f"Trainings in nbs/runs go on where they stand: {', '.join(kept)}. Delete the folder to train anew.", flush=True)
     export()
@@ -191,13 +200,15 @@ def reproduce(notebooks, force=False):
 
         print(f"{label}  …", end="" if sys.stdout.isatty() else "\n", flush=True)
         made = execute(notebook, progress)
-        keep(path, made, code)
+        seconds = time.monotonic() - start
+        # An earlier run may have done a part of the work where trainings were kept; then the time says nothing.
+        keep(path, made, code, {"versions": versions} | ({} if kept else {"minutes": math.ceil(seconds / 60), "cores": os.cpu_count()}))
         if path.stem == "index":
             keep_picture(made)
         done[path.name] = code
         if len(names) > 1:
             STATE.write_text(json.dumps({"pass": names, "finished": done}, indent=1), encoding="utf-8")
-        minutes, seconds = divmod(round(time.monotonic() - start), 60)
+        minutes, seconds = divmod(round(seconds), 60)
         print(f"\r{label}  {len(notebook['cells'])} cells in {minutes}:{seconds:02}".ljust(shutil.get_terminal_size().columns - 1),
               flush=True)
         export()

@@ -169,6 +169,8 @@ def test_reproducing_twice_gives_the_same_bytes_and_a_failure_changes_nothing(tm
     assert [[output.get("name", output.output_type) for output in cell.outputs] for cell in made.cells] == [
         [], ["stdout"], ["execute_result"], []]
     assert b"LinkModel" in once
+    facts = made.metadata["vqvae_tutorial"]
+    assert set(facts["versions"]) == {"python", *reproduce.MADE_WITH} and facts["minutes"] == 1 and facts["cores"] >= 1
     reproduce.reproduce([path])
     assert path.read_bytes() == once
 
@@ -177,6 +179,18 @@ def test_reproducing_twice_gives_the_same_bytes_and_a_failure_changes_nothing(tm
     with pytest.raises(Exception, match="SystemError"):
         reproduce.reproduce([path])
     assert path.read_bytes() == broken and reproduce.stale([path]) == [path]
+
+
+def test_no_time_is_kept_where_an_earlier_run_did_a_part(tmp_path, monkeypatch):
+    import reproduce
+
+    for name, value in {"RUNS": tmp_path, "export": lambda: None, "execute": lambda notebook, progress: notebook}.items():
+        monkeypatch.setattr(reproduce, name, value)
+    nbformat.write(notebook("1"), tmp_path / "one.ipynb")
+    (tmp_path / "a-training").mkdir()
+    reproduce.reproduce([tmp_path / "one.ipynb"])
+    facts = reproduce.read(tmp_path / "one.ipynb")["metadata"]["vqvae_tutorial"]
+    assert "minutes" not in facts and facts["versions"]["keras"]
 
 
 def test_a_stopped_pass_goes_on_where_it_was(tmp_path, monkeypatch):

@@ -1,0 +1,148 @@
+"""The page about the results: versions, seeds, times and the headline figures, read from what the chapters have printed.
+
+A figure that a chapter's outputs do not hold, or hold with two values, stops the build.
+"""
+import csv
+import re
+
+from project import ROOT, cells, chapter_link, chapter_name, chapters, notebook
+
+KEY = "vqvae_tutorial"
+RESULTS = ROOT / KEY / "results"
+SEEDS = {"Keras": r"set_random_seed\((\d+)\)", "NumPy": r"default_rng\((\d+)\)", "arguments": r"\bseed=(\d+)"}
+
+# For each chapter what a figure is, and a pattern for the line that prints it. Another line here is another line on the page.
+FIGURES = {
+    "00_digits": {
+        "error of the best single grey, test MSE": r"^test MSE of one grey +(\S+)$",
+        "error of the mean picture, test MSE": r"^test MSE of mean picture +(\S+)$",
+        "accuracy of the nearest neighbour in pixels": r"^moved by 0 pixels: +(\S+) of the neighbours",
+        "the same, digits moved by three pixels": r"^moved by 3 pixels: +(\S+) of the neighbours",
+        "without loss, LZMA, bits a digit": r"^LZMA, all together +(\d+) bits",
+    },
+    "01_vector_quantization": {
+        "128 strokes of 4×4 pixels, bits a digit": r"^ 128 +(\d+) +\S+ +\S+ +\d+ +\S+$",
+        "the same by entropy, bits a digit": r"^ 128 +\d+ +(\S+) +\S+ +\d+ +\S+$",
+        "perplexity of the 128 strokes": r"^ 128 +\d+ +\S+ +(\S+) +\d+ +\S+$",
+        "test MSE of the 128 strokes": r"^ 128 +\d+ +\S+ +\S+ +\d+ +(\S+)$",
+    },
+    "02_quantizer_layer": {
+        "spiral of 64 clusters, gradient rule: codes in use": r"^gradient rule +(\d+) +\S+ +\S+$",
+        "spiral, EMA with revival and k-means start: codes in use": r"^EMA \+ revival \+ k-means +(\d+) +\S+ +\S+$",
+        "the same, perplexity": r"^EMA \+ revival \+ k-means +\d+ +(\S+) +\S+$",
+        "nearest codes changed by 16-bit distances, of 10,000": r"bfloat16 distances (\d+)$",
+    },
+    "03_training": {
+        "test MSE": r"^test MSE (\S+), PSNR",
+        "PSNR, dB": r"^test MSE \S+, PSNR (\S+) dB$",
+        "codes in use": r"^codes in use (\d+ of \d+), perplexity \S+$",
+        "perplexity": r"^codes in use \d+ of \d+, perplexity (\S+)$",
+        "rate, at most, bits a digit": r"^rate: at most (\d+) bits a digit",
+        "rate by the codes' entropy, bits a digit": r"(\d+) by the codes' entropy",
+        "the small model after three epochs, test MSE": r"^the small model +(\S+) +\d+ of",
+        "with the EMA codebook, test MSE": r"^\+ EMA codebook +(\S+) +\d+ of",
+    },
+    "04_codebook": {
+        "codes in use on 10,000 test digits": r"^ +10,000 +(\d+ of \d+) +\S+$",
+        "perplexity of a healthy training": r"^healthy +.* (\S+) +\d+%$",
+        "perplexity of a collapsed training": r"^collapsed +.* (\S+) +\d+%$",
+        "share of a code's effect in its own cell": r"^share of the change, by distance in cells: 0: ([\d.]+%)",
+        "rank correlation of distance and effect of codes": r"^effect +rank correlation with the distance of embeddings (\S+)$",
+    },
+    "05_pixelcnn": {
+        "every code alike, bits per image": r"^every code alike +(\S+) bits",
+        "codes by frequency (zero order), bits per image": r"^codes by frequency +(\S+) bits",
+        "codes by frequency at each position, bits per image": r"^codes by frequency at each position +(\S+) bits",
+        "published PixelCNN, bits per image": r"^published PixelCNN +(\S+) bits",
+        "two gated stacks, bits per image": r"^two gated stacks +(\S+) bits",
+        "two gated stacks, given the digit, bits per image": r"^two gated stacks, given the digit +(\S+) bits",
+        "fewer bits than the published configuration": r"^fewer bits than the published configuration, on the same codes: (\S+)$",
+        "pairs that one stack sees, of 1176": r"^published configuration: (\d+) of 1176",
+        "pairs that two stacks see, of 1176": r"^two stacks: (\d+) of 1176",
+        "fast sampler's codes equal to the naive loop's": r"^codes equal to the naive loop's: (\S+) of",
+        "at least 30 times as fast as the naive loop": r"at least 30 times as fast as the naive loop: (\w+)$",
+        "Fréchet distance of real digits to real digits": r"^real test digits +Fréchet distance +(\S+) ",
+        "Fréchet distance of samples": r"^drawn by the prior +Fréchet distance +(\S+) ",
+        "Fréchet distance of samples at temperature 0.9": r"^drawn at temperature 0.9 +Fréchet distance +(\S+) ",
+        "samples read as the digit asked for": r"^drawn by the prior .* (\S+) read as asked$",
+        "the same at temperature 0.9": r"^drawn at temperature 0.9 .* (\S+) read as asked$",
+    },
+    "07_posterior_collapse": {
+        "decoder alone, total bits a picture": r"^decoder alone +[\d.]+ +[\d.]+ +([\d.]+) ",
+        "Gaussian, rate in bits": r"^Gaussian +([\d.]+) +[\d.]+ +\S+ ",
+        "Gaussian, total": r"^Gaussian +[\d.]+ +[\d.]+ +([\d.]+) ",
+        "Gaussian annealed, total": r"^Gaussian, annealed +[\d.]+ +[\d.]+ +([\d.]+) ",
+        "VQ, rate in bits": r"^VQ +([\d.]+) +[\d.]+ +\S+ ",
+        "VQ, total": r"^VQ +[\d.]+ +[\d.]+ +([\d.]+) ",
+        "VQ with the learned prior, total": r"^total with the learned prior ([\d.]+),",
+    },
+    "91_scoring": {
+        "the judge's test accuracy": r"^the judge that ships: test accuracy (\S+)$",
+        "Fréchet distance of two halves of the test digits": r"^other real digits +(\d\S+)$",
+    },
+}
+
+
+def printed(path):
+    """All text that the committed outputs of a notebook hold."""
+    outputs = [output for cell in notebook(path)["cells"] for output in cell.get("outputs", [])]
+    return "\n".join("".join(output.get("text") or output.get("data", {}).get("text/plain", [])) for output in outputs)
+
+
+def figure(path, what, pattern):
+    """The figure that a chapter has printed."""
+    found = sorted(set(re.findall(pattern, printed(path), re.M)))
+    if len(found) != 1:
+        raise ValueError(f"{path.name} should print one value for {what!r} ({pattern}); found {found or 'none'}. "
+                         "Mend the pattern in book/results.py.")
+    return found[0]
+
+
+def table(columns, rows):
+    lines = [" | ".join(map(str, row)) for row in (columns, ["---"] * len(columns), *rows)]
+    return "".join(f"| {line} |\n" for line in lines) + "\n"
+
+
+def seeds(path):
+    """The seeds that stand in a chapter's code."""
+    code = "\n".join(cells(path, "code"))
+    found = {name: sorted(set(map(int, re.findall(pattern, code)))) for name, pattern in SEEDS.items()}
+    return "; ".join(f"{name} {', '.join(map(str, numbers))}" for name, numbers in found.items() if numbers) or "none"
+
+
+def run(path):
+    """What is known of the run that made a chapter's outputs: versions and time."""
+    known = notebook(path)["metadata"].get(KEY, {})
+    versions = ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items())
+    time = f"{known['minutes']} min on {known['cores']} cores" if "minutes" in known else "not recorded"
+    return versions or "not recorded", time
+
+
+def read(name):
+    with (RESULTS / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def study():
+    """The tables of the study of K and D, as far as they have got."""
+    grid = {(int(row["K"]), int(row["D"])): row["mse"] for row in read("grid.csv")}
+    sizes = sorted({D for _, D in grid})
+    text = "Test MSE of models trained alike and briefly, from `grid.csv`:\n\n"
+    text += table(["K", *(f"D = {D}" for D in sizes)], [[K, *(grid.get((K, D), "") for D in sizes)] for K in sorted({K for K, _ in grid})])
+    columns = {"model": "model", "prior": "prior", "K": "K", "mse": "test MSE", "usage": "codes in use", "prior_bits": "bits by the prior",
+               "zero_order_bits": "bits, zero order", "frechet": "Fréchet distance", "frechet_drawn": "Fréchet distance, reconstructions"}
+    text += "Error, bits per image and samples, from `rate_distortion.csv`:\n\n"
+    return text + table(columns.values(), [[row[name] for name in columns] for row in read("rate_distortion.csv")])
+
+
+def page():
+    """The page, below its introduction."""
+    runs = [[chapter_link(path), *run(path), seeds(path)] for path in chapters()]
+    text = "## Versions, times and seeds\n\n" + table(["chapter", "ran with", "took", "seeds in its code"], runs) + "## Figures\n\n"
+    for path in chapters():
+        if path.stem in FIGURES:
+            rows = [[what, figure(path, what, pattern)] for what, pattern in FIGURES[path.stem].items()]
+            again = f"`.venv/bin/python book/reproduce.py nbs/{path.name}`"
+            text += f"### {chapter_name(path)}\n\nFrom {chapter_link(path)}; again with {again}.\n\n"
+            text += table(["figure", "value"], rows)
+    return text + "### The study of K and D\n\nAgain with `make study`.\n\n" + study()
