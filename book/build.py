@@ -12,12 +12,13 @@ import shutil
 import subprocess
 import sys
 
-from project import ROOT, pages
+from project import ROOT, pages, settings
 from reproduce import export
 from vendor import vendor
 
 SITE = ROOT / "_build" / "html"
 STAMP = ROOT / "_build" / "inputs"
+BASE = settings()["doc_baseurl"]
 
 
 def inputs():
@@ -63,14 +64,29 @@ def build():
     return complete
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
+class Pages(http.server.SimpleHTTPRequestHandler):
+    """The site as its host serves it: under a path, and with a page of its own for addresses where there is none."""
+
     def log_message(self, *arguments):
         pass
+
+    def translate_path(self, path):
+        return super().translate_path(path.removeprefix(BASE) if path.startswith(BASE) else "/nothing here")
+
+    def send_error(self, code, message=None, explain=None):
+        if code != http.HTTPStatus.NOT_FOUND:
+            return super().send_error(code, message, explain)
+        text = (SITE / "404.html").read_bytes()
+        self.send_response(code)
+        self.send_header("Content-Type", "text/html; charset=utf-8")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
 
 
 def server():
     """A server of the built site on a free port of this machine, which is not started yet."""
-    return http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(SITE)))
+    return http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Pages, directory=str(SITE)))
 
 
 def main():
@@ -86,7 +102,7 @@ def main():
         print(f"The book is ready. Open {(SITE / 'index.html').as_uri()}")
         return 0
     with server() as site, contextlib.suppress(KeyboardInterrupt):
-        print(f"The book is at http://127.0.0.1:{site.server_port}/ until you press Ctrl-C.", flush=True)
+        print(f"The book is at http://127.0.0.1:{site.server_port}{BASE} until you press Ctrl-C.", flush=True)
         site.serve_forever()
     return 0
 

@@ -7,6 +7,7 @@ from collections import namedtuple
 
 import nbformat
 import yaml
+from pictures import shrink
 from project import chapters, split_directives
 
 TAGS = {
@@ -37,6 +38,7 @@ def read(text):
     for model in notebook.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {}).values():
         if "description" not in model["state"]:
             model["state"].pop("tooltip", None)  # the widgets' script fails on a tooltip where there is no description
+    shrink(notebook)
     return notebook
 
 

@@ -1,4 +1,5 @@
 """What several test files share: the project's scripts, the built site, and a browser where there is one."""
+import json
 import os
 import shutil
 import sys
@@ -35,12 +36,12 @@ def scripts(site):
 
 @pytest.fixture(scope="session")
 def address(site):
-    """The address of the built site, served on this machine."""
+    """The address of the built site, served on this machine under the path that it has on its host."""
     import build
 
     with build.server() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_port}{build.BASE}".rstrip("/")
         server.shutdown()
 
 
@@ -57,3 +58,19 @@ def browser():
                                            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def axe():
+    """The source of axe-core, which finds what keeps some readers out; fetched once, and no part of the site."""
+    from vendor import FAILURES, fetch, npm, reason
+
+    folder = ROOT / "tests" / "vendor"
+    [pin] = json.loads((ROOT / "tests" / "axe.json").read_text(encoding="utf-8"))
+    [script] = [folder / target for target in pin["files"].values()]
+    if not script.exists():
+        try:
+            fetch(npm(), pin, folder)
+        except FAILURES as error:
+            pytest.skip(f"axe-core could not be fetched ({reason(error)})")
+    return script.read_text(encoding="utf-8")
