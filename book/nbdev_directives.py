@@ -7,7 +7,7 @@ from collections import namedtuple
 
 import nbformat
 import yaml
-from pictures import shrink
+from pictures import prepare
 from project import chapters, split_directives
 
 TAGS = {
@@ -35,10 +35,10 @@ def read(text):
         for directive in directives:
             if directive.startswith("fig-alt:"):
                 cell.metadata.setdefault("mystnb", {})["image"] = {"alt": alternative(directive)}
+    prepare(notebook)
     for model in notebook.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {}).values():
         if "description" not in model["state"]:
             model["state"].pop("tooltip", None)  # the widgets' script fails on a tooltip where there is no description
-    shrink(notebook)
     return notebook
 
 
