@@ -72,6 +72,8 @@ def finish(app, error):
     if error or app.builder.name != "html":
         return
     out, first = Path(app.outdir), app.config.root_doc
+    page = out / "404.html"  # where links do not start at the page itself, those to its own parts must name it
+    page.write_text(page.read_text(encoding="utf-8").replace('href="#', 'href="404.html#'), encoding="utf-8")
     title = app.env.titles[first].astext()
     preview(out / PREVIEW, title)
     head = tags(app, title, promise(app.env.get_doctree(first)), first)
