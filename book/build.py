@@ -1,6 +1,7 @@
 """Build the book, or serve it: `python book/build.py [--serve]`.
 
-The site is made from the notebooks' committed outputs; nothing is executed. Every warning is an error.
+The site is made from the notebooks' committed outputs; nothing is executed. Every warning is an error. Where there is a
+Chromium, the book is printed too, into a PDF beside the pages.
 """
 import argparse
 import contextlib
@@ -11,7 +12,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
+from pdf import chromium, print_book
 from project import ROOT, pages, settings
 from reproduce import export
 from vendor import vendor
@@ -46,20 +49,29 @@ def build():
     """Build the site where it is not built yet from just these files; raises when the build is not clean."""
     export()
     complete = vendor()
-    now = fingerprint()
+    now = f"{fingerprint()} {chromium()}"
     if STAMP.exists() and STAMP.read_text() == now and not missing():
         return complete
     shutil.rmtree(ROOT / "_build", ignore_errors=True)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "TF_CPP_MIN_LOG_LEVEL": "3",
+        "VQVAE_TUTORIAL_PDF": "1" if chromium() else "",  # the first page links to what will be there
     }
+    start = time.monotonic()
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", ".", "-W", "--keep-going", "-q"]
     result = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             encoding="utf-8", errors="replace")
     if result.returncode or missing():
         lacks = f"\nPages of _toc.yml that were not built: {', '.join(missing())}" if missing() else ""
         raise RuntimeError(f"{result.stdout}{lacks}")
+    print(f"The pages took {time.monotonic() - start:.0f} s.", flush=True)
+    start = time.monotonic()
+    if print_book():
+        print(f"The PDF took {time.monotonic() - start:.0f} s.", flush=True)
+    else:
+        print("There is no Chromium here, so the book was not printed and its pages do not link to a PDF. "
+              "CHROMIUM=/path/to/chromium names one.", flush=True)
     STAMP.write_text(now)
     return complete
 

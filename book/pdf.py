@@ -1,12 +1,10 @@
-"""Print the built book as one PDF, with a Chromium of this machine: `python book/pdf.py`.
+"""Prints the built book as one PDF, with a Chromium of this machine.
 
 The pages' articles are put behind each other into one page, in which their links lead to each other, and Chromium prints that.
 """
 import json
 import os
 import shutil
-import sys
-from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
 from bs4 import BeautifulSoup
@@ -108,6 +106,3 @@ def print_book():
         source.unlink()
     return True
 
-
-if __name__ == "__main__":
-    sys.exit(0 if print_book() else "No Chromium on this machine, so no PDF. CHROMIUM=/path/to/chromium names one.")

@@ -1,7 +1,6 @@
 """What several test files share: the project's scripts, the built site, and a browser where there is one."""
 import json
 import os
-import shutil
 import sys
 import threading
 from pathlib import Path
@@ -11,9 +10,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-CHROMIUMS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable",
-             "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome", "/Applications/Chromium.app/Contents/MacOS/Chromium"]
 
 
 @pytest.fixture(scope="session")
@@ -48,14 +44,14 @@ def address(site):
 @pytest.fixture(scope="session")
 def browser():
     """A Chromium of this machine; skips where there is none."""
+    import pdf
+
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    named = os.environ.get("CHROMIUM")
-    path = next(filter(None, map(shutil.which, [named] if named else CHROMIUMS)), None)
+    path = pdf.chromium()
     if path is None:
-        pytest.skip(f"no Chromium on this machine (looked for {named or ', '.join(CHROMIUMS[:4])}; CHROMIUM=… names one)")
+        pytest.skip(f"no Chromium on this machine (looked for {', '.join(pdf.CHROMIUMS[:4])}; CHROMIUM=… names one)")
     with playwright.sync_playwright() as control:
-        chromium = control.chromium.launch(executable_path=path, headless=True,
-                                           args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        chromium = control.chromium.launch(executable_path=path, headless=True, args=pdf.FLAGS)
         yield chromium
         chromium.close()
 

@@ -215,6 +215,62 @@ def test_page_can_be_had_edited_and_criticised(site, page):
         assert colab.endswith(f"github/{SETTINGS['user']}/{SETTINGS['repo']}/blob/{SETTINGS['branch']}/{name}")
 
 
+# The PDF
+
+
+@pytest.fixture(scope="module")
+def printed(site):
+    """The book's PDF; skips where there is no Chromium to print it."""
+    import pdf
+
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed")
+    if pdf.chromium() is None:
+        assert not (site / pdf.PDF.name).exists() and not article(site, PAGES[0]).select(".book-pdf"), "a link to no PDF"
+        pytest.skip("no Chromium on this machine, so no PDF")
+    return pypdf.PdfReader(site / pdf.PDF.name)
+
+
+def titles(outline):
+    """The titles of the outline's first level, with the pages they lead to."""
+    return [entry for entry in outline if not isinstance(entry, list)]
+
+
+def test_pdf_is_the_whole_book_in_order(site, printed):
+    chapters = titles(printed.outline)
+    named = [article(site, page).h1.get_text().removesuffix("#") for page in PAGES]
+    assert [entry.title for entry in chapters] == named
+    starts = [printed.get_destination_page_number(entry) for entry in chapters]
+    assert starts == sorted(set(starts)) and starts[0] == 0 and 100 < len(printed.pages) < 600
+    for page, start in zip(PAGES, starts):
+        text = " ".join(printed.pages[start].extract_text().split())
+        promise = " ".join(article(site, page).find("p").get_text().split())
+        assert promise[:60] in text, f"{page} is not on page {start + 1}"
+
+
+def test_pdf_has_all_figures_and_formulas(site, printed):
+    drawn = sum(1 for page in printed.pages for name, item in page["/Resources"].get("/XObject", {}).items()
+                if item.get_object()["/Subtype"] == "/Image")
+    figures = sum(len(article(site, page).select(".cell_output img, .widget-subarea, script[type*=widget-view]")) for page in PAGES)
+    assert drawn >= figures > 50
+    fonts = {font.get_object()["/BaseFont"] for page in printed.pages for font in page["/Resources"].get("/Font", {}).values()}
+    assert len(fonts) >= 3 and printed.trailer["/Root"]["/MarkInfo"]["/Marked"]
+    assert not re.search(r"\\\(|\\\[", "".join(page.extract_text() for page in printed.pages[:40])), "a formula that was not typeset"
+
+
+def test_links_of_the_pdf_lead_into_it_or_to_the_web(printed):
+    inside, outside = 0, []
+    for page in printed.pages:
+        for annotation in page.get("/Annots", []):
+            action = annotation.get_object()
+            if "/A" in action and "/URI" in action["/A"]:
+                outside.append(action["/A"]["/URI"])
+            elif action["/Subtype"] == "/Link":
+                inside += 1
+    assert all(url.startswith(("https://", "http://", "mailto:")) for url in outside), outside
+    assert inside > 20 and len(outside) > 10
+    assert not [url for url in outside if any(url.startswith(f"{ROOT_URL}{page}.html") for page in PAGES)], "leads out of the book"
+
+
 # In a browser
 
 
