@@ -57,6 +57,7 @@ class Visits:
         """A page in the browser; close it."""
         page = self.contexts[scheme].new_page()
         page.set_viewport_size({"width": WIDTHS[0], "height": 900})
+        page.set_default_timeout(120_000)  # for a busy machine
         page.requests, page.failures, page.errors, page.complaints = [], [], [], []
         page.on("request", lambda request: page.requests.append(request))
         page.on("requestfailed", lambda request: page.failures.append(f"{request.url}: {request.failure}"))
@@ -356,7 +357,7 @@ def test_widgets_move_without_a_kernel(visits, site, scripts, page, start):
             assert box.evaluate(picture) == pictures[0]
             box.locator("button[aria-label='play']").click()
             view.wait_for_function("([box, src]) => ![...box.querySelectorAll('img')].some((i) => i.getClientRects().length && i.src === src)",
-                                   arg=[box.element_handle(), pictures[0][0][0]], timeout=5000)
+                                   arg=[box.element_handle(), pictures[0][0][0]])
             box.locator("button[aria-label='stop']").click()
             assert pictures[1] != pictures[0] and pictures[1][0][1] != pictures[0][0][1]
         assert view.errors == []
