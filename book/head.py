@@ -1,4 +1,4 @@
-"""What the site tells those who only link to it, a Sphinx extension: descriptions and previews of its pages, and a page for lost readers."""
+"""What the site tells those who link to it, a Sphinx extension: descriptions and previews of pages, and a page for lost readers."""
 import os
 from html import escape
 from pathlib import Path
