@@ -74,6 +74,8 @@ class Visits:
         try:
             if self.axe:
                 page.evaluate(self.axe)
+            page.mouse.wheel(0, 2000)
+            page.mouse.wheel(0, -1000)  # the button "Back to top" shows
             looks, violations = {}, []
             for width in WIDTHS:
                 if width != WIDTHS[0]:
