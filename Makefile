@@ -8,7 +8,7 @@ export PYTHONUTF8 := 1
 .PHONY: help book serve test reproduce study export wheel clean moved
 
 help:
-	@echo 'make book       build the book from the committed outputs, and say where to open it'
+	@echo 'make book       build the book from the committed outputs (and its PDF, where there is a Chromium), and say where to open it'
 	@echo 'make serve      build the book and serve it on a free port of this machine'
 	@echo 'make test       run every cell of every notebook (small budget), and the tests'
 	@echo 'make reproduce  run every chapter at full size and keep outputs and weights (hours; goes on where it was stopped)'

@@ -6,6 +6,7 @@ import re
 
 import nbformat
 import yaml
+from pictures import prepare
 from project import split_directives
 
 TAGS = {
@@ -31,6 +32,7 @@ def read(text):
         for directive in directives:
             if directive.startswith("fig-alt:"):
                 cell.metadata.setdefault("mystnb", {})["image"] = {"alt": alternative(directive)}
+    prepare(notebook)
     for model in notebook.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {}).values():
         if "description" not in model["state"]:
             model["state"].pop("tooltip", None)  # the widgets' script fails on a tooltip where there is no description

@@ -20,6 +20,7 @@ HERE = Path(__file__).resolve().parent
 VENDOR = HERE / "vendor"
 STAMP = VENDOR / ".complete"
 PINS = HERE / "vendor.json"
+FAILURES = (OSError, ValueError, StopIteration, KeyError, tarfile.TarError, subprocess.SubprocessError)  # what `fetch` may raise
 
 
 def npm():
@@ -74,7 +75,7 @@ def vendor():
             command = npm()
             for pin in pins:
                 fetch(command, pin, folder)
-        except (OSError, ValueError, StopIteration, KeyError, tarfile.TarError, subprocess.SubprocessError) as error:
+        except FAILURES as error:
             print(f"Scripts for formulas and widgets could not be fetched ({reason(error)}). The book is built without them: "
                   "formulas stay TeX and widgets do not show. Build it again with a network to get them.", file=sys.stderr, flush=True)
             for pin in pins:

@@ -1,6 +1,6 @@
 """What several test files share: the project's scripts, the built site, and a browser where there is one."""
+import json
 import os
-import shutil
 import sys
 import threading
 from pathlib import Path
@@ -10,9 +10,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-CHROMIUMS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable",
-             "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome", "/Applications/Chromium.app/Contents/MacOS/Chromium"]
 
 
 @pytest.fixture(scope="session")
@@ -35,25 +32,41 @@ def scripts(site):
 
 @pytest.fixture(scope="session")
 def address(site):
-    """The address of the built site, served on this machine."""
+    """The address of the built site, served on this machine under the path that it has on its host."""
     import build
 
     with build.server() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_port}{build.BASE}".rstrip("/")
         server.shutdown()
 
 
 @pytest.fixture(scope="session")
 def browser():
     """A Chromium of this machine; skips where there is none."""
+    import pdf
+
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    named = os.environ.get("CHROMIUM")
-    path = next(filter(None, map(shutil.which, [named] if named else CHROMIUMS)), None)
+    path = pdf.chromium()
     if path is None:
-        pytest.skip(f"no Chromium on this machine (looked for {named or ', '.join(CHROMIUMS[:4])}; CHROMIUM=… names one)")
+        pytest.skip(f"no Chromium on this machine (looked for {', '.join(pdf.CHROMIUMS[:4])}; CHROMIUM=… names one)")
     with playwright.sync_playwright() as control:
-        chromium = control.chromium.launch(executable_path=path, headless=True,
-                                           args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"])
+        chromium = control.chromium.launch(executable_path=path, headless=True, args=pdf.FLAGS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def axe():
+    """The source of axe-core, which finds what keeps some readers out; fetched once, and no part of the site."""
+    from vendor import FAILURES, fetch, npm, reason
+
+    folder = ROOT / "tests" / "vendor"
+    [pin] = json.loads((ROOT / "tests" / "axe.json").read_text(encoding="utf-8"))
+    [script] = [folder / target for target in pin["files"].values()]
+    if not script.exists():
+        try:
+            fetch(npm(), pin, folder)
+        except FAILURES as error:
+            pytest.skip(f"axe-core could not be fetched ({reason(error)})")
+    return script.read_text(encoding="utf-8")

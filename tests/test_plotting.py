@@ -113,6 +113,28 @@ def test_colours_stand_out_from_the_page(page):
         assert (high + 0.05) / (low + 0.05) >= 3
 
 
+# How colours look to those who lack one kind of cone (Machado, Oliveira and Fernandes, 2009), as matrices for linear RGB.
+EYES = {
+    "all cones": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("eyes", EYES)
+def test_the_first_four_colours_stay_apart_for_all_eyes(eyes):
+    """Figures with more than four colours must give each curve its own marker or dash too."""
+    channels = np.array([to_rgb(color) for color in plotting.PALETTE[:4]])
+    light = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(light @ np.transpose(EYES[eyes]), 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(seen @ to_xyz.T / to_xyz.sum(axis=1)).T
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+    apart = np.linalg.norm(lab[:, np.newaxis] - lab, axis=-1)[np.triu_indices(4, k=1)]
+    assert apart.min() > 12, "a difference of 2 can just be seen"
+
+
 def test_images_are_drawn_true(shown):
     show_images(HALF)
     picture = one(shown)

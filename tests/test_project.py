@@ -1,4 +1,6 @@
 """The project holds together: modules and notebooks, outputs and code, settings and what repeats them."""
+import base64
+import io
 import json
 import os
 import re
@@ -230,8 +232,25 @@ def test_reader_turns_directives_into_tags():
         read(nbformat.writes(notebook("#| fig-alt: a: b: c\nplot()")))
 
 
-def test_site_is_pinned_by_hash():
-    pins = json.loads((ROOT / "book" / "vendor.json").read_text(encoding="utf-8"))
+def test_widgets_lose_no_dot_and_say_what_they_show():
+    from nbdev_directives import read
+    from PIL import Image, ImageChops
+
+    for path in chapters():
+        before, after = (nbformat.reads(path.read_text(encoding="utf-8"), as_version=4), read(path.read_text(encoding="utf-8")))
+        states = [made.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+                  for made in (before, after)]
+        for name in [name for name, model in states[0].items() if model["model_name"] == "ImageModel"][::4]:
+            old, new = (base64.b64decode(state[name]["buffers"][0]["data"]) for state in states)
+            pictures = [Image.open(io.BytesIO(data)).convert("RGBA") for data in (old, new)]
+            seen = [Image.alpha_composite(Image.new("RGBA", picture.size, "#123456"), picture) for picture in pictures]
+            assert ImageChops.difference(*seen).getbbox() is None and len(new) < len(old)
+            assert states[1][name]["state"]["format"] == "webp" and len(states[1][name]["state"]["tooltip"]) > 30
+
+
+@pytest.mark.parametrize("path", ["book/vendor.json", "tests/axe.json"])
+def test_scripts_are_pinned_by_hash(path):
+    pins = json.loads((ROOT / path).read_text(encoding="utf-8"))
     assert all(pin["integrity"].startswith("sha512-") and re.fullmatch(r"\d+\.\d+\.\d+", pin["version"]) for pin in pins)
 
 

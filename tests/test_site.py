@@ -1,40 +1,120 @@
-"""The built site, as files and in a browser: it is whole, asks nothing of third parties, and works without a kernel."""
+"""The built site, as files and in a browser: it is whole, asks nothing of third parties, and works without a kernel.
+
+The browser meets the site under the path that it has on its host. It loads a page once for the light and once for the dark
+theme, looks at it at three widths, and the tests judge what was seen.
+"""
 import html
 import json
 import re
-from contextlib import contextmanager
-from urllib.parse import urlsplit
+from functools import cache
+from types import SimpleNamespace
+from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
-from project import ROOT, chapters, pages
+from bs4 import BeautifulSoup
+from project import ROOT, chapters, pages, settings
 
+SETTINGS = settings()
+ROOT_URL = SETTINGS["doc_host"] + SETTINGS["doc_baseurl"]
+SOURCES = sorted(path.stem for path in (ROOT / SETTINGS["lib_path"]).glob("[!_]*.py"))
+MADE = ["genindex", "py-modindex", "search", "404", "_modules/index", *(f"_modules/{SETTINGS['lib_path']}/{name}" for name in SOURCES)]
 PAGES = pages()
+WIDTHS = [1440, 768, 390]
+PAGE_WEIGHT = 1_500_000  # bytes of a page and its own pictures, not compressed
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_PAGES = [f"nbs/{path.stem}" for path in chapters()
                 if json.loads(path.read_text(encoding="utf-8"))["metadata"].get("widgets", {}).get(WIDGET_STATE)]
 
+LOOK = """() => {
+    const box = (element) => element.getBoundingClientRect();
+    const scroller = (element) => element.closest(".cell_output, .widget-box:not(.widget-vbox)");
+    return {
+        theme: document.documentElement.dataset.theme,
+        width: document.documentElement.scrollWidth,
+        headings: [...document.querySelectorAll("h1, h2, h3, h4, h5, h6")].filter((h) => h.checkVisibility()).map((h) => +h.tagName[1]),
+        unnamed: [...document.querySelectorAll("img, svg[role=img]:not([aria-hidden=true])")].filter((image) => image.checkVisibility()
+            && !(image.alt || image.getAttribute("aria-label") || image.querySelector("title"))).map((image) => image.outerHTML),
+        figures: [...document.querySelectorAll(".bd-content .cell_output img")].filter((image) => image.checkVisibility()).map((image) => ({
+            background: getComputedStyle(image).backgroundColor, filter: getComputedStyle(image).filter, alt: image.alt,
+            width: box(image).width, natural: image.naturalWidth,
+            boxed: box(scroller(image)).right <= innerWidth && getComputedStyle(scroller(image)).overflowX === "auto",
+        })),
+    };
+}"""
 
-@contextmanager
-def opened(browser, url, **options):
-    """A page that was loaded and has come to rest, with all that it asked for and complained of."""
-    context = browser.new_context(**options)
-    page = context.new_page()
-    page.requests, page.failures, page.errors, page.complaints = [], [], [], []
-    page.on("request", lambda request: page.requests.append(request.url))
-    page.on("requestfailed", lambda request: page.failures.append(f"{request.url}: {request.failure}"))
-    page.on("response", lambda response: page.failures.append(f"{response.url}: {response.status}") if response.status >= 400 else None)
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
+
+class Visits:
+    """Pages that were loaded and have come to rest, with all that they asked for and complained of."""
+
+    def __init__(self, browser, address, axe):
+        self.address, self.axe = address, axe
+        self.contexts = {scheme: browser.new_context(color_scheme=scheme, permissions=["clipboard-read", "clipboard-write"])
+                         for scheme in ("light", "dark")}
+        self.see = cache(self.see)
+
+    def open(self, url, scheme="light"):
+        """A page in the browser; close it."""
+        page = self.contexts[scheme].new_page()
+        page.set_viewport_size({"width": WIDTHS[0], "height": 900})
+        page.set_default_timeout(120_000)  # for a busy machine
+        page.requests, page.failures, page.errors, page.complaints = [], [], [], []
+        page.on("request", lambda request: page.requests.append(request))
+        page.on("requestfailed", lambda request: page.failures.append(f"{request.url}: {request.failure}"))
+        page.on("response", lambda response: page.failures.append(f"{response.url}: {response.status}")
+                if response.status >= 400 else None)
+        page.on("pageerror", lambda error: page.errors.append(str(error)))
+        page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
+        page.goto(url if "://" in url else f"{self.address}/{url}.html", wait_until="networkidle")
+        page.wait_for_timeout(200)
+        return page
+
+    def see(self, name, scheme):
+        """What there is to see on a page, at each width."""
+        page = self.open(name, scheme)
+        try:
+            if self.axe:
+                page.evaluate(self.axe)
+            page.mouse.wheel(0, 2000)
+            page.mouse.wheel(0, -1000)  # the button "Back to top" shows
+            looks, violations = {}, []
+            for width in WIDTHS:
+                if width != WIDTHS[0]:
+                    page.set_viewport_size({"width": width, "height": 900})
+                    page.wait_for_timeout(400 if scheme == "light" else 50)  # the theme looks 300 ms later for what scrolls now
+                looks[width] = SimpleNamespace(**page.evaluate(LOOK))
+                if self.axe:  # what is not a matter of colour is the same in both themes
+                    only = {} if scheme == "light" else {"runOnly": ["cat.color"]}
+                    found = page.evaluate("(only) => axe.run({resultTypes: ['violations'], ...only})", only)["violations"]
+                    violations += [(width, rule["id"], node["target"], node["failureSummary"]) for rule in found
+                                   if rule["impact"] in ("serious", "critical") for node in rule["nodes"]]
+            own = [request for request in page.requests if "/_static/" not in request.url and urlsplit(request.url).scheme == "http"]
+            return SimpleNamespace(
+                looks=looks, violations=violations, failures=page.failures, errors=page.errors, complaints=page.complaints,
+                requests=[request.url for request in page.requests],
+                weight={request.url: request.sizes()["responseBodySize"] for request in own},
+                formulas=page.locator(".math").count(), typeset=page.locator(".math mjx-container").count(),
+                misread=page.locator("mjx-merror").count(),
+            )
+        finally:
+            page.close()
+
+
+@pytest.fixture(scope="module")
+def visits(browser, address, request):
     try:
-        page.goto(url, wait_until="networkidle")
-        page.wait_for_timeout(300)
-        yield page
-    finally:
-        context.close()
+        axe = request.getfixturevalue("axe")
+    except pytest.skip.Exception:
+        axe = None  # the test that wants it says so
+    return Visits(browser, address, axe)
 
 
-def foreign(page, *hosts):
-    return [url for url in page.requests if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).netloc not in hosts]
+@cache
+def soup(path):
+    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+def article(site, page):
+    return soup(site / f"{page}.html").find("article")
 
 
 def shown(text):
@@ -42,11 +122,20 @@ def shown(text):
     return html.unescape(re.sub(r"<[^>]+>", "", re.sub(r"<script.*?</script>", "", text, flags=re.S)))
 
 
+# The files
+
+
+def test_every_page_is_known_here(site):
+    """What the tests below go through is the whole site; index.html only leads to the first page."""
+    built = {path.relative_to(site).with_suffix("").as_posix() for path in site.rglob("*.html") if "_static" not in path.parts}
+    assert built == {"index", *PAGES, *MADE}
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_page_was_built_and_shows_no_directive(site, page):
-    path = site / f"{page}.html"
-    assert path.exists(), f"{page} stands in _toc.yml but was not built"
-    assert not re.search(r"#\s*\|", shown(path.read_text(encoding="utf-8"))), f"{page} shows a line for the tools"
+def test_page_shows_no_directive(site, page):
+    text = (site / f"{page}.html").read_text(encoding="utf-8")
+    assert not re.search(r"#\s*\|", shown(text)), f"{page} shows a line for the tools"
+    assert str(ROOT) not in text and "file://" not in text, f"{page} leads to a file of the machine that built it"
 
 
 def test_hidden_cells_are_not_on_the_page(site):
@@ -56,76 +145,271 @@ def test_hidden_cells_are_not_on_the_page(site):
         assert "default_exp" not in text, path.name
 
 
-def test_pictures_have_alternative_text(site):
-    for path in chapters():
-        text = (site / "nbs" / f"{path.stem}.html").read_text(encoding="utf-8")
-        article = text[text.index("<article"):text.index("</article>")]
-        for image in re.findall(r"<img[^>]*>", article):
-            alt = re.search(r'alt="([^"]*)"', image)
-            assert alt and len(alt[1]) > 10 and not alt[1].startswith("../_images"), f"{path.name}: {image}"
+@pytest.mark.parametrize("page", ["index", *PAGES, *MADE])
+def test_links_and_anchors_lead_somewhere(site, page):
+    path = site / f"{page}.html"
+    base = soup(path).find("base")
+    here = urljoin(ROOT_URL, base["href"]) if base else f"{ROOT_URL}{page}.html"
+    broken = []
+    for tag, key in [("a", "href"), ("link", "href"), ("img", "src"), ("script", "src")]:
+        for element in soup(path).find_all(tag, attrs={key: True}):
+            url = urlsplit(urljoin(here, element[key]))
+            if not url.geturl().startswith(ROOT_URL):
+                assert url.scheme in ("https", "http", "mailto"), element[key]
+                continue
+            target = site / (unquote(url.path.removeprefix(urlsplit(ROOT_URL).path)) or "index.html")
+            anchor = unquote(url.fragment)
+            if not target.is_file() or (anchor and target.suffix == ".html" and not soup(target).find(id=anchor)):
+                broken.append(element[key])
+    assert broken == []
+
+
+@pytest.mark.parametrize("page", ["index", *PAGES])
+def test_page_tells_others_what_it_is(site, page):
+    head = soup(site / f"{page}.html").head
+    facts = {tag.get("property") or tag.get("name"): tag["content"] for tag in head.find_all("meta", content=True)}
+    source = PAGES[0] if page == "index" else page
+    assert facts["og:url"] == head.find("link", rel="canonical")["href"] == f"{ROOT_URL}{source}.html"
+    assert facts["og:title"] == article(site, source).h1.get_text().removesuffix("#")
+    promise = article(site, source).find("p").get_text()
+    assert facts["description"] == facts["og:description"] == " ".join(promise.split())
+    assert 40 < len(facts["description"]) < 300
+    assert facts["twitter:card"] == "summary_large_image"
+    assert (site / facts["og:image"].removeprefix(ROOT_URL)).exists()
+
+
+def test_preview_and_icons_are_pictures(site):
+    from PIL import Image
+
+    with Image.open(site / "_static" / "preview.png") as preview:
+        assert preview.size == (1200, 630) and len(preview.convert("RGB").getcolors(1 << 20)) > 1000
+    for name in ("favicon.svg", "logo.svg"):
+        assert (site / "_static" / name).read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_chapters_follow_each_other(site):
+    for before, after in zip(PAGES, PAGES[1:]):
+        forth = article(site, before).parent.select_one(".prev-next-area .right-next, a.right-next")["href"]
+        back = article(site, after).parent.select_one(".prev-next-area .left-prev, a.left-prev")["href"]
+        assert urljoin(f"{before}.html", forth) == f"{after}.html" and urljoin(f"{after}.html", back) == f"{before}.html"
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_page_is_whole_on_a_server(browser, address, page):
-    with opened(browser, f"{address}/{page}.html") as view:
-        assert foreign(view, urlsplit(address).netloc) == []
-        assert view.failures == []
-        assert view.errors == []
-        assert view.complaints == []
+def test_page_can_be_had_edited_and_criticised(site, page):
+    source = next(path for path in (ROOT / f"{page}{ending}" for ending in (".ipynb", ".md")) if path.exists())
+    name = source.relative_to(ROOT).as_posix()
+    buttons = {name: soup(site / f"{page}.html").select_one(f"a.btn-{name}-button")["href"]
+               for name in ("download-source", "source-edit", "source-issues", "source-repository")}
+    download = site / page / ".." / buttons["download-source"]
+    assert download.resolve().read_bytes() == source.read_bytes()
+    assert buttons["source-edit"] == f"{SETTINGS['git_url']}/edit/{SETTINGS['branch']}/{name}"
+    assert buttons["source-issues"].startswith(f"{SETTINGS['git_url']}/issues/new?title=") and page in unquote(buttons["source-issues"])
+    assert buttons["source-repository"] == SETTINGS["git_url"]
+    if source.suffix == ".ipynb":
+        colab = soup(site / f"{page}.html").select_one(".dropdown-launch-buttons a")["href"]
+        assert colab.endswith(f"github/{SETTINGS['user']}/{SETTINGS['repo']}/blob/{SETTINGS['branch']}/{name}")
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_page_is_whole_as_a_file(browser, site, page):
-    with opened(browser, (site / f"{page}.html").as_uri()) as view:
-        assert [url for url in view.requests if urlsplit(url).scheme not in ("file", "data", "blob")] == []
-        assert view.errors == []
+# The PDF
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.fixture(scope="module")
+def printed(site):
+    """The book's PDF; skips where there is no Chromium to print it."""
+    import pdf
+
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed")
+    if pdf.chromium() is None:
+        assert not (site / pdf.PDF.name).exists() and not article(site, PAGES[0]).select(".book-pdf"), "a link to no PDF"
+        pytest.skip("no Chromium on this machine, so no PDF")
+    return pypdf.PdfReader(site / pdf.PDF.name)
+
+
+def titles(outline):
+    """The titles of the outline's first level, with the pages they lead to."""
+    return [entry for entry in outline if not isinstance(entry, list)]
+
+
+def test_pdf_is_the_whole_book_in_order(site, printed):
+    chapters = titles(printed.outline)
+    named = [article(site, page).h1.get_text().removesuffix("#") for page in PAGES]
+    assert [entry.title for entry in chapters] == named
+    starts = [printed.get_destination_page_number(entry) for entry in chapters]
+    assert starts == sorted(set(starts)) and starts[0] == 0 and 100 < len(printed.pages) < 600
+    for page, start in zip(PAGES, starts):
+        text = " ".join(printed.pages[start].extract_text().split())
+        promise = " ".join(article(site, page).find("p").get_text().split())
+        assert promise[:60] in text, f"{page} is not on page {start + 1}"
+
+
+def test_pdf_has_all_figures_and_formulas(site, printed):
+    drawn = sum(1 for page in printed.pages for name, item in page["/Resources"].get("/XObject", {}).items()
+                if item.get_object()["/Subtype"] == "/Image")
+    figures = sum(len(article(site, page).select(".cell_output img, .widget-subarea, script[type*=widget-view]")) for page in PAGES)
+    assert drawn >= figures > 50
+    fonts = {font.get_object()["/BaseFont"] for page in printed.pages for font in page["/Resources"].get("/Font", {}).values()}
+    assert len(fonts) >= 3 and printed.trailer["/Root"]["/MarkInfo"]["/Marked"]
+    assert not re.search(r"\\\(|\\\[", "".join(page.extract_text() for page in printed.pages[:40])), "a formula that was not typeset"
+
+
+def test_links_of_the_pdf_lead_into_it_or_to_the_web(printed):
+    inside, outside = 0, []
+    for page in printed.pages:
+        for annotation in page.get("/Annots", []):
+            action = annotation.get_object()
+            if "/A" in action and "/URI" in action["/A"]:
+                outside.append(action["/A"]["/URI"])
+            elif action["/Subtype"] == "/Link":
+                inside += 1
+    assert all(url.startswith(("https://", "http://", "mailto:")) for url in outside), outside
+    assert inside > 20 and len(outside) > 10
+    assert not [url for url in outside if any(url.startswith(f"{ROOT_URL}{page}.html") for page in PAGES)], "leads out of the book"
+
+
+# In a browser
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_fits_a_phone_and_figures_sit_on_it(browser, address, page, scheme):
-    with opened(browser, f"{address}/{page}.html", viewport={"width": 390, "height": 844}, color_scheme=scheme) as view:
-        assert view.evaluate("document.documentElement.dataset.theme") == scheme
-        assert view.evaluate("document.documentElement.scrollWidth") <= 390
-        figures = view.evaluate("""() => [...document.querySelectorAll(".cell_output img")].map((image) => {
-            const style = getComputedStyle(image);
-            return [style.backgroundColor, style.filter, image.getBoundingClientRect().width <= 390];
-        })""")
-        assert all(figure == ["rgba(0, 0, 0, 0)", "none", True] for figure in figures), figures
+@pytest.mark.parametrize("page", PAGES + MADE)
+def test_page_is_whole(visits, address, page, scheme):
+    seen = visits.see(page, scheme)
+    asked = {urlsplit(url).netloc for url in seen.requests if urlsplit(url).scheme not in ("data", "blob")}
+    assert asked == {urlsplit(address).netloc}, "a request to a third party"
+    assert (seen.failures, seen.errors, seen.complaints) == ([], [], [])
+    for width, look in seen.looks.items():
+        assert look.theme == scheme
+        assert look.width <= width, f"scrolls sideways at {width}"
+        assert look.unnamed == []
+        assert look.headings[:1] == [1] and look.headings.count(1) == 1, look.headings
+        assert all(after <= before + 1 for before, after in zip(look.headings, look.headings[1:])), look.headings
 
 
-def test_formulas_are_typeset(browser, address, scripts):
-    for path in chapters():
-        with opened(browser, f"{address}/nbs/{path.stem}.html") as view:
-            written = view.locator(".math").count()
-            if written:
-                view.wait_for_function("document.querySelectorAll('.math mjx-container').length > 0")
-                assert view.locator(".math mjx-container").count() >= written
-                assert view.locator("mjx-merror").count() == 0, path.name
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", PAGES + MADE)
+def test_page_is_for_everyone(axe, visits, page, scheme):
+    assert visits.see(page, scheme).violations == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", PAGES)
+def test_figures_are_described_sharp_and_readable(visits, page, scheme):
+    for width, look in visits.see(page, scheme).looks.items():
+        for figure in look.figures:
+            assert len(figure["alt"]) > 30 and "_images" not in figure["alt"], figure
+            assert (figure["background"], figure["filter"]) == ("rgba(0, 0, 0, 0)", "none"), "the page shows through"
+            assert figure["natural"] >= 1.9 * figure["width"], "sharp where a point has two dots"
+            assert figure["width"] <= width or figure["boxed"]
+            assert figure["width"] >= 570 * min(1, figure["natural"] / 1440), "text of nine points stays seven at least"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_is_light(visits, page, record_property):
+    weight = visits.see(page, "light").weight
+    received = sum(weight.values())
+    assert f"{page}.html" in "".join(weight) and received > 5000
+    record_property("bytes", received)
+    assert received <= PAGE_WEIGHT, {url.rpartition("/")[2]: size for url, size in weight.items()}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_formulas_are_typeset(visits, scripts, page):
+    seen = visits.see(page, "light")
+    assert seen.typeset >= seen.formulas and seen.misread == 0
+
+
+@pytest.mark.parametrize("page", PAGES + MADE)
+def test_page_is_whole_as_a_file(visits, site, page):
+    view = visits.open((site / f"{page}.html").as_uri())
+    try:
+        assert [request.url for request in view.requests if urlsplit(request.url).scheme not in ("file", "data", "blob")] == []
+        assert view.errors == []
+        assert view.locator("h1").first.evaluate("(h) => parseFloat(getComputedStyle(h).fontSize)") > 32, "has its style sheet"
+    finally:
+        view.close()
 
 
 @pytest.mark.parametrize("start", ["server", "file"])
 @pytest.mark.parametrize("page", WIDGET_PAGES)
-def test_widgets_move_without_a_kernel(browser, address, site, scripts, page, start):
-    url = f"{address}/{page}.html" if start == "server" else (site / f"{page}.html").as_uri()
-    with opened(browser, url) as view:
-        handles = view.locator(".cell_output .noUi-handle")
-        handles.first.wait_for()
-        for handle in handles.all():
-            box = handle.locator("xpath=ancestor::div[contains(@class, 'widget-vbox')][last()]")
-            visible = "(box) => [...box.querySelectorAll('img')].filter((i) => i.getClientRects().length).map((i) => i.src)"
-            before = box.evaluate(visible)
-            assert len(before) == 1, f"expected one visible picture, got {len(before)}"
+def test_widgets_move_without_a_kernel(visits, site, scripts, page, start):
+    view = visits.open(page if start == "server" else (site / f"{page}.html").as_uri())
+    picture = "(box) => [...box.querySelectorAll('img')].filter((i) => i.getClientRects().length).map((i) => [i.src, i.alt])"
+    try:
+        view.locator(".cell_output .noUi-handle").first.wait_for()
+        boxes = view.locator(".cell_output .widget-subarea > .widget-vbox").all()
+        assert boxes
+        for box in boxes:
+            handle = box.locator(".noUi-handle")
+            assert handle.get_attribute("aria-label")
+            pictures = [box.evaluate(picture)]
+            assert len(pictures[0]) == 1, f"expected one visible picture, got {len(pictures[0])}"
             handle.focus()
             view.keyboard.press("ArrowRight")
-            view.wait_for_timeout(200)
-            assert box.evaluate(visible) not in ([], before)
-            assert handle.get_attribute("aria-label")
+            view.wait_for_timeout(100)
+            pictures.append(box.evaluate(picture))
+            handle.press("Home")
+            view.wait_for_timeout(100)
+            assert box.evaluate(picture) == pictures[0]
+            box.locator("button[aria-label='play']").click()
+            view.wait_for_function(f"([box, first]) => JSON.stringify(({picture})(box)) !== JSON.stringify(first)",
+                                   arg=[box.element_handle(), pictures[0]])
+            box.locator("button[aria-label='stop']").click()
+            assert pictures[1] != pictures[0] and pictures[1][0][1] != pictures[0][0][1]
         assert view.errors == []
+    finally:
+        view.close()
 
 
-def test_the_book_names_only_its_own_folder(site):
-    """No page leads to a file of the machine that built it."""
-    for page in PAGES:
-        text = (site / f"{page}.html").read_text(encoding="utf-8")
-        assert str(ROOT) not in text and "file://" not in text, page
+@pytest.mark.parametrize("words, chapter", [("perplexity", "nbs/01_vector_quantization"), ("blind spot", "nbs/05_pixelcnn")])
+def test_search_finds(visits, address, words, chapter):
+    view = visits.open("search")
+    try:
+        view.locator("article input[name=q], main input[name=q]").first.fill(words)
+        view.keyboard.press("Enter")
+        results = view.locator("#search-results ul.search a[href]")
+        results.first.wait_for()
+        view.wait_for_function("document.querySelector('#search-results .search-summary')?.textContent.match(/found/)")
+        links = [link.evaluate("(a) => a.href") for link in results.all()]
+        assert any(link.startswith(f"{address}/{chapter}.html") for link in links[:5]), links
+        results.first.click()
+        view.wait_for_load_state()
+        assert all(word in view.locator("article").inner_text().lower() for word in words.split())
+    finally:
+        view.close()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_copied_code_is_code(visits, site, page):
+    """Each button gives just what its cell shows: no prompts, no lines for the tools."""
+    view = visits.open(page)
+    try:
+        blocks = article(site, page).select("div.highlight pre")
+        buttons = view.locator("div.highlight button.copybtn")
+        assert buttons.count() == len(blocks)
+        view.bring_to_front()
+        for button, block in list(zip(buttons.all(), blocks))[:6]:
+            button.dispatch_event("click")
+            copied = view.evaluate("navigator.clipboard.readText()")
+            assert copied.strip() == block.get_text().strip() and copied.strip()
+            assert not re.search(r"^(>>> |\.\.\. |\$ |In \[|#\s*\|)", copied, flags=re.M)
+    finally:
+        view.close()
+
+
+def test_lost_readers_find_back(visits, address):
+    for wrong in ("nothing", "nbs/nothing/deeper/still"):
+        view = visits.open(wrong)
+        try:
+            assert view.failures == [f"{address}/{wrong}.html: 404"], "all it needs is found from any depth"
+            assert view.locator("h1").inner_text() == "Page not found"
+            view.locator("article a, main a").filter(has_text="first page").click()
+            view.wait_for_url(f"{address}/{PAGES[0]}.html")
+        finally:
+            view.close()
+
+
+def test_the_address_of_the_site_leads_to_its_first_page(visits, address):
+    view = visits.open(f"{address}/")
+    try:
+        view.wait_for_url(f"{address}/{PAGES[0]}.html")
+    finally:
+        view.close()
