@@ -5,17 +5,21 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test reproduce study export wheel clean moved
+.PHONY: help book serve test test-colab test-oldest test-newest links reproduce study export wheel clean moved
 
 help:
-	@echo 'make book       build the book from the committed outputs (and its PDF, where there is a Chromium), and say where to open it'
-	@echo 'make serve      build the book and serve it on a free port of this machine'
-	@echo 'make test       run every cell of every notebook (small budget), and the tests'
-	@echo 'make reproduce  run every chapter at full size and keep outputs and weights (hours; goes on where it was stopped)'
-	@echo 'make study      train models over K and D, and print sampling times (an hour or two; goes on where it was stopped)'
-	@echo 'make export     write the package from the notebooks, and clean the notebooks'
-	@echo 'make wheel      build the pip package into dist/'
-	@echo 'make clean      remove what was built (not .venv, fetched scripts, or stopped runs)'
+	@echo 'make book         build the book from the committed outputs (and its PDF, where there is a Chromium), and say where to open it'
+	@echo 'make serve        build the book and serve it on a free port of this machine'
+	@echo 'make test         run every cell of every notebook (small budget), and the tests'
+	@echo 'make test-colab   run the wheel, every chapter and the library tests with the versions of Google Colab'
+	@echo 'make test-oldest  the same with the oldest versions that settings.ini allows, on the oldest Python there is'
+	@echo 'make test-newest  the same with the newest versions'
+	@echo 'make links        ask for every address that the book links to (wants the internet)'
+	@echo 'make reproduce    run every chapter at full size and keep outputs and weights (hours; goes on where it was stopped)'
+	@echo 'make study        train models over K and D, and print sampling times (an hour or two; goes on where it was stopped)'
+	@echo 'make export       write the package from the notebooks, and clean the notebooks'
+	@echo 'make wheel        build the pip package into dist/'
+	@echo 'make clean        remove what was built (not .venv, fetched scripts, or stopped runs)'
 	@echo 'The first call installs into .venv; PYTHON=… chooses the Python for that (python3 otherwise).'
 
 # The environment follows the files that say what is in it, and the folder it was made in.
@@ -37,6 +41,12 @@ test: .venv/installed
 	$(PY) -m pytest $(PYTEST) || status=1; \
 	exit $$status
 
+test-colab test-oldest test-newest: wheel
+	@$(PY) tests/compat.py $(@:test-%=%) $(if $(PYTHON),--python "$(PYTHON)")
+
+links: .venv/installed
+	@$(PY) -c 'from jupyter_book.cli.main import main; main()' build . --builder linkcheck -q
+
 reproduce: .venv/installed
 	@$(PY) book/reproduce.py
 
@@ -55,5 +65,5 @@ wheel: .venv/installed
 	@ls -l dist
 
 clean:
-	rm -rf _build build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf _build build dist .compat *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +

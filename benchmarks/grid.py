@@ -1,7 +1,7 @@
 """Train a VQ-VAE for each number K and size D of embeddings, all equally long: `python benchmarks/grid.py [--quick] [--out FILE]`.
 
-Every model adds its row to vqvae_tutorial/results/grid.csv when it is finished, so the command can be stopped at any time and goes on
-with the models that are missing. Beside the table it keeps ten test digits as each K draws them (D = 16). Chapter 6 shows both.
+Every model adds its row to vqvae_tutorial/results/grid.csv when it is finished, so the command can be stopped at any time and goes
+on with the models that are missing. Beside the table it keeps ten test digits as each K draws them (D = 16). Chapter 6 shows both.
 """
 import argparse
 import csv

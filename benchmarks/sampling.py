@@ -55,9 +55,11 @@ def main():
     options = parser.parse_args()
     prior = load_pretrained("mnist")[1]
     whole = WholeLoop(prior)
-    samplers = {"loop of predict": lambda *inputs: naive(prior, *inputs), "compiled loop": lambda *inputs: whole.predict_on_batch(list(inputs)),
+    samplers = {"loop of predict": lambda *inputs: naive(prior, *inputs),
+                "compiled loop": lambda *inputs: whole.predict_on_batch(list(inputs)),
                 "cached": prior.sample_with_noise}
-    print(f"keras {keras.__version__} on {keras.backend.backend()}, {os.cpu_count()} CPUs, {platform.machine()}; medians of {options.repeats}")
+    print(f"keras {keras.__version__} on {keras.backend.backend()}, {os.cpu_count()} CPUs, {platform.machine()}; "
+          f"medians of {options.repeats}")
     print(f"{'digits':>8}" + "".join(f"{name:>20}" for name in samplers) + f"{'loop / cached':>16}")
     for count in options.counts:
         noise = np.random.default_rng(0).gumbel(size=(count, *prior.shape, prior.num_embeddings)).astype("float32")

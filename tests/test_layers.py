@@ -52,7 +52,7 @@ def test_the_ema_rule_in_fit_equals_numpy(random, jit):
     model = alone(quantizer)
     quantizer.adapt(vectors[0])
     codebook, frequency, total = values(quantizer.codebook).astype("float64"), np.zeros(5), np.zeros((5, 3))
-    for step, batch in enumerate(vectors, start=1):
+    for batch in vectors:
         chosen = np.eye(5)[nearest(batch, codebook)]
         frequency = 0.9 * frequency + 0.1 * 5 * chosen.mean(axis=0)  # from zero, and debiased below
         total = 0.9 * total + 0.1 * 5 * chosen.T @ batch / len(batch)

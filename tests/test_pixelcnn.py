@@ -232,7 +232,7 @@ def test_out_of_range_inside_a_graph(prior, codes, labels):
     with pytest.raises(ValueError, match="out of range"):
         prior.evaluate(data, verbose=0)
     assert all(np.isfinite(w).all() for w in prior.get_weights())  # and nothing is spoilt
-    assert np.isnan(tf.function(lambda c, l: prior((c, l)))(tf.constant(codes), tf.constant(labels))).any()
+    assert np.isnan(tf.function(lambda c, y: prior((c, y)))(tf.constant(codes), tf.constant(labels))).any()
     prior.set_weights(before)
 
 
@@ -247,7 +247,8 @@ def test_missing_and_needless_labels(prior):
 
 @pytest.mark.parametrize("options, word", [
     ({"temperature": 0}, "temperature"), ({"temperature": -1.0}, "temperature"), ({"temperature": float("nan")}, "temperature"),
-    ({"temperature": float("inf")}, "temperature"), ({"temperature": "hot"}, "temperature"), ({"count": 0}, "count"), ({"count": 1.5}, "count"),
+    ({"temperature": float("inf")}, "temperature"), ({"temperature": "hot"}, "temperature"), ({"count": 0}, "count"),
+    ({"count": 1.5}, "count"),
     ({"label": 3}, "labels"), ({"label": [0, 1, 2]}, "labels"), ({"start": np.zeros((4, 4), int)}, "start"),
     ({"start": np.zeros((1, 3), int)}, "start"), ({"start": np.full((1, 4), 6)}, "start"), ({"start": np.zeros((3, 1, 4), int)}, "start"),
     ({"start": np.zeros((1, 4))}, "start"), ({"start": 3}, "start")])

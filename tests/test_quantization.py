@@ -176,7 +176,8 @@ def test_look_up_keeps_the_codebooks_dtype():
     assert keras.backend.standardize_dtype(look_up([0, 1], ops.cast(normal(2, 3), "bfloat16")).dtype) == "bfloat16"
 
 
-@pytest.mark.parametrize("codes, problem", [([0, 6], "expected 0 to 5"), ([[-1]], "go from -1"), ([0.0, 1.0], "whole numbers"), ([True], "bool")])
+@pytest.mark.parametrize("codes, problem", [([0, 6], "expected 0 to 5"), ([[-1]], "go from -1"), ([0.0, 1.0], "whole numbers"),
+                                            ([True], "bool")])
 def test_codes_that_do_not_exist(codes, problem):
     for function in (lambda: look_up(codes, normal(6, 3)), lambda: code_frequencies(codes, 6)):
         with pytest.raises(ValueError, match=problem):
@@ -333,7 +334,8 @@ def test_counts_stay_exact_beyond_float32():
     np.testing.assert_array_equal(share, np.array([2**24 + 2, 1], "float32") / np.float32(2**24 + 3))
 
 
-@pytest.mark.parametrize("codes, num_codes, problem", [([], 4, "empty"), (np.zeros((0, 7), "int32"), 4, "empty"), ([0], 0, "num_codes = 0")])
+@pytest.mark.parametrize("codes, num_codes, problem", [([], 4, "empty"), (np.zeros((0, 7), "int32"), 4, "empty"),
+                                                       ([0], 0, "num_codes = 0")])
 def test_frequencies_of_nothing(codes, num_codes, problem):
     with pytest.raises(ValueError, match=problem):
         code_frequencies(codes, num_codes)
