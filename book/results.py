@@ -67,6 +67,14 @@ FIGURES = {
         "samples read as the digit asked for": r"^drawn by the prior .* (\S+) read as asked$",
         "the same at temperature 0.9": r"^drawn at temperature 0.9 .* (\S+) read as asked$",
     },
+    "06_choosing_k_and_d": {
+        "bits a digit at MSE 0.0042, small prior": r"^at MSE 0\.00420 our curve needs (\S+) bits",
+        "bits a digit at the error of the Keras example, small prior": r"^at MSE (?!0\.00420)\S+ our curve needs (\S+) bits",
+        "bits a digit of the Keras example, small prior": r"^at MSE .* the example (\S+)$",
+        "K = 32 without a charge for bits": r"^K = 32 uncharged (\S+) bits",
+        "the same with revival": r"^K = 32 revived +(\S+) bits",
+        "D = 64, K = 128, test MSE after 16 epochs of 8,000 digits": r"^D = 64: MSE \S+ after 4 epochs, (\S+) after 16$",
+    },
     "07_posterior_collapse": {
         "decoder alone, total bits a picture": r"^decoder alone +[\d.]+ +[\d.]+ +([\d.]+) ",
         "Gaussian, rate in bits": r"^Gaussian +([\d.]+) +[\d.]+ +\S+ ",
