@@ -90,6 +90,7 @@ def run_chapter(path, python, folder):
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec
     from nbclient import NotebookClient
+    from nbclient.exceptions import DeadKernelError
 
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("widgets", None)
@@ -98,7 +99,12 @@ def run_chapter(path, python, folder):
     manager._kernel_spec = KernelSpec(argv=[str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"], language="python")
     client = NotebookClient(notebook, km=manager, timeout=1800, startup_timeout=300, extra_arguments=["--log-level=CRITICAL"])
     client.owns_km = True  # so that the kernel ends with the chapter
-    client.execute(cwd=folder, env=bare() | {"IN_TEST": "1"})
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
+        try:
+            client.execute(cwd=folder, env=bare() | {"IN_TEST": "1"}, stderr=log)
+        except DeadKernelError:
+            log.seek(0)
+            raise RuntimeError(f"{''.join(log.readlines()[:40])}\nthe kernel crashed") from None
     first = next(cell for cell in notebook.cells if "%pip install" in cell.source)
     if first.outputs:
         raise RuntimeError(f"its first cell did not leave the environment alone: {first.outputs}")
