@@ -45,7 +45,7 @@ test-colab test-oldest test-newest: wheel
 	@$(PY) tests/compat.py $(@:test-%=%) $(if $(PYTHON),--python "$(PYTHON)")
 
 links: .venv/installed
-	@$(PY) -c 'from jupyter_book.cli.main import main; main()' build . --builder linkcheck -q
+	@$(PY) -c 'from jupyter_book.cli.main import main; main()' build . --builder linkcheck --path-output _build/links -q
 
 reproduce: .venv/installed
 	@$(PY) book/reproduce.py
