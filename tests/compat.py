@@ -102,9 +102,13 @@ def run_chapter(path, python, folder):
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         try:
             client.execute(cwd=folder, env=bare() | {"IN_TEST": "1"}, stderr=log)
-        except DeadKernelError:
-            log.seek(0)
-            raise RuntimeError(f"{''.join(log.readlines()[:40])}\nthe kernel crashed") from None
+        except Exception as error:
+            if hasattr(client, "_async_cleanup_kernel_future"):  # nbclient's answer to Ctrl-C is to end the kernel
+                raise KeyboardInterrupt from error
+            if isinstance(error, DeadKernelError):
+                log.seek(0)
+                raise RuntimeError(f"{''.join(log.readlines()[:40])}\nthe kernel crashed") from None
+            raise
     first = next(cell for cell in notebook.cells if "%pip install" in cell.source)
     if first.outputs:
         raise RuntimeError(f"its first cell did not leave the environment alone: {first.outputs}")
@@ -210,7 +214,10 @@ def main():
     if len(wheels) != 1:
         parser.error(f"expected one wheel in dist/, found {len(wheels)}; run `make wheel` first")
     notebooks = [path.resolve() for path in arguments.notebooks] or chapters()
-    return 1 if compare(arguments.target, arguments.python, wheels[0], notebooks) else 0
+    try:
+        return 1 if compare(arguments.target, arguments.python, wheels[0], notebooks) else 0
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":
