@@ -28,6 +28,7 @@ def prepare(notebook):
     """Pack and describe the pictures of a notebook's widgets, which stand in the page itself."""
     state = notebook.metadata.get("widgets", {}).get(WIDGETS, {}).get("state", {})
     for model in state.values():
+        model["state"] = {key: value for key, value in model["state"].items() if value is not None}  # None is what is meant anyway
         if model["model_name"] == "ImageModel" and model["state"]["format"] == "png":
             for buffer in model["buffers"]:
                 buffer["data"] = base64.b64encode(pack(base64.b64decode(buffer["data"]))).decode()
