@@ -3,6 +3,9 @@
   document.addEventListener("readystatechange", () => { // "interactive": before the theme's icons are drawn
     for (const icon of document.querySelectorAll("button[aria-label] > i[title]")) icon.removeAttribute("title");
     for (const named of document.querySelectorAll(".search-button-field, details > summary")) named.removeAttribute("aria-label");
+    for (const folded of document.querySelectorAll("li.has-children > details > summary")) {
+      folded.setAttribute("aria-label", `Pages of ${folded.closest("li").querySelector("a").textContent}`);
+    }
   });
 
   // What scrolls can be scrolled with keys; the theme sees to code and tables.
