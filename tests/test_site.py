@@ -104,7 +104,7 @@ class Visits:
             return SimpleNamespace(
                 looks=looks, violations=violations, failures=page.failures, errors=page.errors, complaints=page.complaints,
                 requests=[request.url for request in page.requests],
-                weight={request.url: request.sizes()["responseBodySize"] for request in own},
+                weight={request.url: request.sizes()["responseBodySize"] for request in own if not request.failure},
                 formulas=page.locator(".math").count(), typeset=page.locator(".math mjx-container").count(),
                 misread=page.locator("mjx-merror").count(),
             )
