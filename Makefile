@@ -16,7 +16,7 @@ help:
 	@echo 'make test-newest  the same with the newest versions'
 	@echo 'make links        ask for every address that the book links to (wants the internet)'
 	@echo 'make reproduce    run every chapter at full size and keep outputs and weights (hours; goes on where it was stopped)'
-	@echo 'make study        train models over K and D, and print sampling times (an hour or two; goes on where it was stopped)'
+	@echo 'make study        train models over K and D, and print sampling times (hours; goes on where it was stopped)'
 	@echo 'make export       write the package from the notebooks, and clean the notebooks'
 	@echo 'make wheel        build the pip package into dist/'
 	@echo 'make clean        remove what was built (not .venv, fetched scripts, or stopped runs)'

@@ -5,7 +5,7 @@ size. A row says what a test digit costs in bits under that prior, what error it
 real ones. Two more models stand under the same small prior: that of chapter 3 as it ships, and the well-known Keras example, trained as
 published; `--published` adds the example's own ungated prior.
 
-Three things differ from chapter 3, and all save bits at the same error. The encoders of the curve are two small convolutions: a code
+Three things differ from chapter 3. The encoders of the curve are two small convolutions: a code
 then tells of 7×7 pixels and not of the whole digit. No code is revived, since revival makes use even, and even use is dear. And a code
 is charged for its own bits when it is chosen. The rows "uncharged" and "revived" show what the last two are worth at K = 32.
 

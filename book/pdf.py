@@ -105,4 +105,3 @@ def print_book():
     finally:
         source.unlink()
     return True
-

@@ -25,18 +25,6 @@ def links(site, page):
             re.findall(r'<a class="reference internal" href="([^"]*)"[^>]*>(.*?)</a>', article, re.S)]
 
 
-def test_links_within_the_site_lead_somewhere(site):
-    anchors = {}
-    for path in [*(site / "nbs").glob("*.html"), *(site / "book").rglob("*.html")]:
-        for target, _ in links(site, path.relative_to(site)):
-            file, _, anchor = target.partition("#")
-            aim = (path.parent / file).resolve() if file else path
-            assert aim.exists(), f"{path.name}: {target}"
-            if aim not in anchors:
-                anchors[aim] = set(re.findall(r'\bid="([^"]+)"', aim.read_text(encoding="utf-8")))
-            assert not anchor or html.unescape(anchor) in anchors[aim], f"{path.name}: {target}"
-
-
 # The library
 
 
