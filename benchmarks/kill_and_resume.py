@@ -4,7 +4,8 @@ Each trial trains the same small VQ-VAE with the callbacks of `resumable`, in a 
 (SIGKILL: it cannot defend itself) and started again. What it ends with is compared bit for bit with a training that nobody
 disturbed: all weights, the running means of the codebook, the optimizer, the quantizer's random numbers, and the history.
 
-The digits keep their order (`shuffle=False`): where Keras shuffles, a training that goes on draws another order than one that never stopped.
+The digits keep their order (`shuffle=False`): where Keras shuffles, a training that goes on draws another order than one that never
+stopped.
 """
 import argparse
 import multiprocessing
@@ -24,11 +25,12 @@ EPOCHS = 10
 
 
 def state(model):
-    """All that training changes, by name: weights, optimizer, and the state of the quantizer's random numbers."""
+    """All that training changes: weights, optimizer, and where the quantizer's random numbers are."""
     from keras import ops
 
-    variables = [*model.weights, *model.optimizer.variables, model.quantizer.seed_generator.state]
-    return {f"{number} {variable.path}": ops.convert_to_numpy(variable) for number, variable in enumerate(variables)}
+    parts = {"weight": model.weights, "optimizer": model.optimizer.variables, "random": [model.quantizer.seed_generator.state]}
+    return {f"{part} {number}": ops.convert_to_numpy(variable).copy()
+            for part, variables in parts.items() for number, variable in enumerate(variables)}
 
 
 def make_model():
@@ -69,7 +71,7 @@ def processes():
 
 
 def run(context, folder, kill_after=None):
-    """Trains in a process of its own, which is killed so many seconds after it began to train; gives how long it trained, and whether it ended."""
+    """Trains in a process that is killed so many seconds after training began; gives how long it trained, and whether it ended."""
     begun = context.Event()
     process = context.Process(target=train, args=(folder, begun))
     process.start()
@@ -120,7 +122,8 @@ def main():
     print(f"{'training':>10}  {'killed after':<20} what differs in the end")
     for number, (kills, found) in enumerate(trials(options.trials, options.seed)):
         equal += not found
-        print(f"{number or 'undisturbed':>10}  {', '.join(f'{seconds:.2f} s' for seconds in kills):<20} {', '.join(found) or 'nothing'}", flush=True)
+        moments = ", ".join(f"{seconds:.2f} s" for seconds in kills) or ("never" if number else "nobody killed it")
+        print(f"{number:>10}  {moments:<20} {', '.join(found) or 'nothing'}", flush=True)
     print(f"{equal} of {options.trials} trainings ended equal to the last bit.")
     return 0 if equal == options.trials else 1
 

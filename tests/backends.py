@@ -1,4 +1,4 @@
-"""Run the tests and the chapters on Keras's other backends: `python tests/backends.py [--only jax torch] [--no-chapters] [pytest arguments]`.
+"""Run the tests and the chapters on each of Keras's backends: `python tests/backends.py [--only jax torch] [--no-chapters] [for pytest]`.
 
 JAX, PyTorch and vector-quantize-pytorch go into an environment of their own, .venv/backends, which sees all that is in .venv; no
 other command needs them. `--torch` says which PyTorch, in pip's words; where to get a build for CPUs alone, PyTorch's page says, and
