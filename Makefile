@@ -5,12 +5,13 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test reproduce study export wheel clean moved
+.PHONY: help book serve test test-backends reproduce study export wheel clean moved
 
 help:
 	@echo 'make book       build the book from the committed outputs, and say where to open it'
 	@echo 'make serve      build the book and serve it on a free port of this machine'
 	@echo 'make test       run every cell of every notebook (small budget), and the tests'
+	@echo 'make test-backends  run chapters and library tests under TensorFlow, JAX and PyTorch (BACKENDS=jax,torch chooses; half an hour)'
 	@echo 'make reproduce  run every chapter at full size and keep outputs and weights (hours; goes on where it was stopped)'
 	@echo 'make study      train models over K and D, and print sampling times (an hour or two; goes on where it was stopped)'
 	@echo 'make export     write the package from the notebooks, and clean the notebooks'
@@ -36,6 +37,9 @@ test: .venv/installed
 	$(PY) -c 'from nbdev.test import nbdev_test; nbdev_test(do_print=True)' || status=1; \
 	$(PY) -m pytest $(PYTEST) || status=1; \
 	exit $$status
+
+test-backends: .venv/installed
+	@$(PY) tests/backends.py $(if $(BACKENDS),--only $(BACKENDS)) $(if $(TORCH),--torch "$(TORCH)") $(PYTEST)
 
 reproduce: .venv/installed
 	@$(PY) book/reproduce.py

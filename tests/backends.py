@@ -1,4 +1,4 @@
-"""Run the tests and the chapters on each of Keras's backends: `python tests/backends.py [--only jax torch] [--no-chapters] [for pytest]`.
+"""Run the tests and the chapters on each of Keras's backends: `python tests/backends.py [--only jax,torch] [--no-chapters] [for pytest]`.
 
 JAX, PyTorch and vector-quantize-pytorch go into an environment of their own, .venv/backends, which sees all that is in .venv; no
 other command needs them. `--torch` says which PyTorch, in pip's words; where to get a build for CPUs alone, PyTorch's page says, and
@@ -23,8 +23,8 @@ def environment(requirements):
     python = FOLDER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(FOLDER)], check=True)
-        base, own = (sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}) for folder in (sys.prefix, FOLDER))
-        Path(own, "base.pth").write_text(f"import site; site.addsitedir({base!r})\n", encoding="utf-8")
+    base, own = (sysconfig.get_path("purelib", vars={"base": folder, "platbase": folder}) for folder in (sys.prefix, str(FOLDER)))
+    Path(own, "base.pth").write_text(f"import site; site.addsitedir({base!r})\n", encoding="utf-8")
     if requirements:
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements], check=True)
     return str(python)
@@ -45,14 +45,17 @@ def run(python, backend, arguments, chapters):
 
 def main():
     parser = argparse.ArgumentParser(description="Run tests and chapters on each of Keras's backends; other arguments go to pytest.")
-    parser.add_argument("--only", nargs="+", choices=NEEDS, default=list(NEEDS), help="which backends (default: all)")
+    parser.add_argument("--only", default=",".join(NEEDS), help=f"which backends, of {', '.join(NEEDS)} (default: all)")
     parser.add_argument("--torch", default="torch", help="the PyTorch to install, such as torch==2.9.1")
     parser.add_argument("--no-chapters", dest="chapters", action="store_false", help="only pytest")
     options, arguments = parser.parse_known_args()
+    chosen = options.only.split(",")
+    if unknown := set(chosen) - set(NEEDS):
+        parser.error(f"no such backend: {', '.join(unknown)}; there is {', '.join(NEEDS)}")
     library = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if path.name not in TOOLS]
-    needs = [options.torch if need == "torch" else need for backend in options.only for need in NEEDS[backend]]
+    needs = [options.torch if need == "torch" else need for backend in chosen for need in NEEDS[backend]]
     python = environment(needs)
-    return 0 if all([run(python, backend, arguments or library, options.chapters) for backend in options.only]) else 1
+    return 0 if all([run(python, backend, arguments or library, options.chapters) for backend in chosen]) else 1
 
 
 if __name__ == "__main__":

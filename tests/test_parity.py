@@ -146,7 +146,7 @@ def test_ema_equals_vector_quantize_pytorch(theirs, batches, codebook):
 
 def test_laplace_smoothing_is_all_that_differs_by_default(theirs, batches, codebook):
     """Theirs divides the sums by (n + ε) / (Σn + K ε) · Σn instead of n, so that no quotient is 0 / 0; it pulls rare codes towards
-    the origin. Ours leaves a code that nobody chose where it is, and needs no ε."""
+    the origin and pushes frequent ones away. Ours leaves a code that nobody chose where it is, and needs no ε."""
     import torch
 
     quantizer, layer, eps = ours(codebook, LONG_AGO), theirs(eps=0.5), 0.5
@@ -155,7 +155,7 @@ def test_laplace_smoothing_is_all_that_differs_by_default(theirs, batches, codeb
     counts = values(quantizer.ema_frequency)[:, None] * N / K
     smooth = (counts + eps) / (counts.sum() + K * eps) * counts.sum()
     np.testing.assert_allclose(layer._codebook.embed[0], values(quantizer.codebook) * counts / smooth, rtol=1e-4, atol=1e-5)
-    assert not np.allclose(layer._codebook.embed[0], values(quantizer.codebook), rtol=1e-2)
+    assert not np.allclose(layer._codebook.embed[0], values(quantizer.codebook), rtol=1e-3)
 
 
 def test_the_encoder_gets_the_same_gradient(theirs, batches, codebook):
