@@ -1,4 +1,5 @@
 """A careless or hostile world: killed trainings, full disks, numbers that are none, damaged and malicious files, many calls and threads."""
+import os
 import shutil
 import subprocess
 import sys
@@ -111,20 +112,37 @@ def test_a_backup_restores_the_epoch_it_was_made_at(interrupted):
 def test_a_half_written_backup_is_noticed_and_the_one_before_it_used(interrupted, tmp_path, left):
     folder, _, states = interrupted
     shutil.copytree(folder, tmp_path / "run")
-    newest = max((tmp_path / "run").rglob("*weights.h5"), key=lambda path: path.stat().st_mtime_ns)
+    weights = [path for path in (tmp_path / "run").rglob("*") if path.suffix in (".h5", ".npz")]
+    newest = max(weights, key=lambda path: path.stat().st_mtime_ns)
     content = newest.read_bytes()
     newest.write_bytes(content[: int(left * len(content)) if isinstance(left, float) else left])
     now, epoch = restored(tmp_path / "run")
     assert epoch == 2 and differences(now, states[2]) == []
 
 
-@pytest.mark.xfail(strict=True, reason="Keras writes weights and epoch into two files, in place: killed in between, an epoch is trained twice")
+@pytest.mark.xfail(strict=True, reason="Keras writes weights and epoch into two files: killed in between, an epoch is trained twice")
 def test_no_moment_of_a_backup_leaves_it_torn(interrupted):
     """Whenever the process dies, weights and epoch are those of one and the same epoch, this one or the one before."""
     _, moments, states = interrupted
     for moment in moments:
         now, epoch = restored(moment)
         assert epoch in (2, 3) and differences(now, states[epoch]) == [], f"{moment.name}: weights of another epoch than {epoch}"
+
+
+@pytest.mark.xfail(strict=True, reason="a backup by Keras holds no state of dropout's random numbers")
+def test_a_prior_with_dropout_goes_on_bit_for_bit(tmp_path):
+    codes = np.random.default_rng(0).integers(0, 5, size=(40, 3, 4)).astype("int32")
+
+    def end(folder, *stops):
+        for epochs in stops:
+            keras.utils.set_random_seed(0)
+            prior = PixelCNN(5, (3, 4), filters=4, num_layers=2, dropout=0.3, seed=1)
+            prior.compile("adam")
+            prior.fit(codes, batch_size=20, epochs=epochs, shuffle=False, verbose=0, callbacks=resumable(folder))
+        return prior.get_weights()
+
+    for one, other in zip(end(tmp_path / "alone", 4), end(tmp_path / "resumed", 2, 4)):
+        np.testing.assert_array_equal(one, other)
 
 
 @contextmanager
@@ -148,6 +166,23 @@ def test_a_full_disk_is_an_error_and_loses_nothing(interrupted, images, tmp_path
     shutil.copytree(tmp_path / "run", tmp_path / "later")  # HDF5 keeps the failed file open in this process; a new one would not
     now, epoch = restored(tmp_path / "later")
     assert epoch == 3 and differences(now, states[3]) == []
+
+
+FULL_FROM_THE_FIRST_BACKUP = """
+import resource, sys
+from kill_and_resume import train
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+train(sys.argv[1])
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="HDF5 crashes the process (a segmentation fault) where a new file cannot be written to its end")
+def test_a_disk_that_is_full_at_the_first_backup_is_an_error(tmp_path):
+    pytest.importorskip("resource", reason="no limit to the size of files on this system")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "benchmarks"), *sys.path])}
+    ran = subprocess.run([sys.executable, "-c", FULL_FROM_THE_FIRST_BACKUP, str(tmp_path / "run")], env=environment, capture_output=True,
+                         text=True, timeout=300)
+    assert ran.returncode == 1 and "OSError" in ran.stderr.splitlines()[-1], ran.stderr[-500:]
 
 
 # Numbers that are none
@@ -287,9 +322,9 @@ def test_frequencies_are_shares_and_perplexity_lies_between_one_and_usage(codes,
 
 
 @quick
-@given(quantizations(limit=1e20), st.sampled_from([0.0, 0.5, 0.99]), st.sampled_from([0.0, 0.9]))
+@given(quantizations(limit=2.0**66), st.sampled_from([0.0, 0.5, 0.99]), st.sampled_from([0.0, 0.9]))
 def test_no_finite_batch_breaks_the_layer(both, decay, revival):
-    """Numbers up to 1e20, whose squares overflow float32: the codebook stays finite, and the output is what the codes stand for."""
+    """Numbers up to 2^66, whose squares overflow float32: the codebook stays finite, and the output is what the codes stand for."""
     vectors, codebook = both
     quantizer = VectorQuantizer(*codebook.shape, decay=decay, revival_threshold=revival, seed=0,
                                 embeddings_initializer=lambda shape, dtype: codebook)
