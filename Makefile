@@ -5,7 +5,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test test-colab test-oldest test-newest links reproduce study export wheel clean moved
+.PHONY: help book serve test test-colab test-oldest test-newest test-backends links reproduce study export wheel clean moved
 
 help:
 	@echo 'make book         build the book from the committed outputs (and its PDF, where there is a Chromium), and say where to open it'
@@ -14,6 +14,7 @@ help:
 	@echo 'make test-colab   run the wheel, every chapter and the library tests with the versions of Google Colab'
 	@echo 'make test-oldest  the same with the oldest versions that settings.ini allows, on the oldest Python there is'
 	@echo 'make test-newest  the same with the newest versions'
+	@echo 'make test-backends  run chapters and library tests on TensorFlow, JAX and PyTorch (BACKENDS=jax,torch chooses; half an hour)'
 	@echo 'make links        ask for every address that the book links to (wants the internet)'
 	@echo 'make reproduce    run every chapter at full size and keep outputs and weights (hours; goes on where it was stopped)'
 	@echo 'make study        train models over K and D, and print sampling times (hours; goes on where it was stopped)'
@@ -43,6 +44,9 @@ test: .venv/installed
 
 test-colab test-oldest test-newest: wheel
 	@$(PY) tests/compat.py $(@:test-%=%) $(if $(PYTHON),--python "$(PYTHON)")
+
+test-backends: .venv/installed
+	@$(PY) tests/backends.py $(if $(BACKENDS),--only $(BACKENDS)) $(if $(TORCH),--torch "$(TORCH)") $(PYTEST)
 
 links: .venv/installed
 	@$(PY) -c 'from jupyter_book.cli.main import main; main()' build . --builder linkcheck --path-output _build/links -q

@@ -1,4 +1,4 @@
-"""The quantizer against the paper's equations in plain NumPy.
+"""The quantizer against others: the paper's equations in plain NumPy, and `vector-quantize-pytorch` where it is installed.
 
 Where ours differs on purpose, a test holds it against the paper's rule and its docstring says how they differ. K-means is held
 against scikit-learn, from the same start, in test_quantization.py.
@@ -104,3 +104,74 @@ def test_codebook_loss_is_equation_3(batches, codebook):
         np.testing.assert_allclose(float(loss), 1.4 * np.mean((batch - quantized) ** 2), rtol=1e-5)
         np.subtract.at(paper.e, codes, 0.5 * 2 * (quantized - batch) / batch.size)
         np.testing.assert_allclose(values(quantizer.codebook), paper.e, rtol=1e-4, atol=1e-5)
+
+
+# vector-quantize-pytorch
+
+
+@pytest.fixture
+def theirs(codebook):
+    """Their layer at the same codebook, with our settings: no rotation trick, which theirs has by default; no Laplace smoothing."""
+    reason = "vector-quantize-pytorch and PyTorch are not installed; `make test-backends` installs them"
+    torch = pytest.importorskip("torch", reason=reason)
+    package = pytest.importorskip("vector_quantize_pytorch", reason=reason)
+
+    def make(eps=0.0):
+        layer = package.VectorQuantize(D, K, decay=DECAY, eps=eps, commitment_weight=0.25, rotation_trick=False)
+        start = torch.from_numpy(codebook)[None]
+        layer._codebook.embed.data.copy_(start)
+        layer._codebook.cluster_size.data.fill_(N / K)
+        layer._codebook.embed_avg.data.copy_(start * (N / K))
+        return layer.train()
+
+    return make
+
+
+def test_ema_equals_vector_quantize_pytorch(theirs, batches, codebook):
+    """Codes, output, loss and running means over eight batches. Theirs is not debiased, counts vectors where ours counts fair shares,
+    and also moves the codebook after the batch was quantized."""
+    import torch
+
+    quantizer, layer = ours(codebook, LONG_AGO), theirs()
+    for batch in batches:
+        output, codes, loss = layer(torch.from_numpy(batch)[None])
+        np.testing.assert_array_equal(values(quantizer.encode(batch)), codes[0])
+        np.testing.assert_allclose(values(quantizer(batch, training=True)), output[0].detach(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(float(quantizer.losses[0]), float(loss.detach()), rtol=1e-5)
+        state = layer._codebook
+        np.testing.assert_allclose(values(quantizer.ema_frequency), state.cluster_size[0] * (K / N), rtol=1e-4)
+        np.testing.assert_allclose(values(quantizer.ema_sum), state.embed_avg[0] * (K / N), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(values(quantizer.codebook), state.embed[0], rtol=1e-4, atol=1e-5)
+
+
+def test_laplace_smoothing_is_all_that_differs_by_default(theirs, batches, codebook):
+    """Theirs divides the sums by (n + ε) / (Σn + K ε) · Σn instead of n, so that no quotient is 0 / 0; it pulls rare codes towards
+    the origin and pushes frequent ones away. Ours leaves a code that nobody chose where it is, and needs no ε."""
+    import torch
+
+    quantizer, layer, eps = ours(codebook, LONG_AGO), theirs(eps=0.5), 0.5
+    quantizer(batches[0], training=True)
+    layer(torch.from_numpy(batches[0])[None])
+    counts = values(quantizer.ema_frequency)[:, None] * N / K
+    smooth = (counts + eps) / (counts.sum() + K * eps) * counts.sum()
+    np.testing.assert_allclose(layer._codebook.embed[0], values(quantizer.codebook) * counts / smooth, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(layer._codebook.embed[0], values(quantizer.codebook), rtol=1e-3)
+
+
+def test_the_encoder_gets_the_same_gradient(theirs, batches, codebook):
+    """One step of gradient descent through the straight-through estimator and the commitment loss moves an encoder alike."""
+    import torch
+
+    slope, start = batches[1], np.random.default_rng(2).normal(size=(D, D)).astype("float32")
+    inputs = keras.Input((D,))
+    encoder = keras.layers.Dense(D, use_bias=False)
+    model = keras.Model(inputs, ours(codebook, LONG_AGO)(encoder(inputs)))
+    encoder.kernel.assign(start)
+    model.compile(keras.optimizers.SGD(1.0), loss=lambda target, output: ops.sum(target * output, axis=-1))
+    model.train_on_batch(batches[0], slope)
+
+    kernel = torch.from_numpy(start).requires_grad_()
+    output, _, loss = theirs()((torch.from_numpy(batches[0]) @ kernel)[None])
+    ((output[0] * torch.from_numpy(slope)).sum(dim=-1).mean() + loss).backward()
+    np.testing.assert_allclose(values(encoder.kernel), start - kernel.grad.numpy(), rtol=1e-4, atol=1e-5)
+    assert not np.allclose(values(encoder.kernel), start, atol=1e-2)

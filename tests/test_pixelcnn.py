@@ -10,6 +10,9 @@ from vqvae_tutorial import load_pretrained
 from vqvae_tutorial.pixelcnn import GatedLayer, MaskedConv2D, PixelCNN, _Sampler, build_ungated_pixelcnn, check_pair
 
 
+values = keras.ops.convert_to_numpy
+
+
 def shaken(model, seed=0):
     """The model with weights large enough that nothing is hidden by being nearly zero."""
     random = np.random.default_rng(seed)
@@ -25,7 +28,7 @@ def moved_by(network, codes, place):
     """Which positions' outputs change when one code changes."""
     other = codes.copy()
     other.reshape(len(codes), -1)[:, place] = (other.reshape(len(codes), -1)[:, place] + 1) % 5
-    difference = np.asarray(network(other)) - np.asarray(network(codes))
+    difference = values(network(other)) - values(network(codes))
     return (np.abs(difference) > 0).any(axis=(0, 3)).ravel()
 
 
@@ -56,12 +59,12 @@ def test_ungated_never_looks_ahead_but_has_a_blind_spot():
 def test_masked_convolution_is_a_convolution_with_zeros(mask, kernel_size):
     layer = MaskedConv2D(3, kernel_size, mask, activation="relu")
     images = np.random.default_rng(0).normal(size=(2, 6, 5, 2)).astype("float32")
-    given = np.asarray(layer(images))
+    given = values(layer(images))
     whole = np.zeros((kernel_size, kernel_size, 2, 3), "float32")
     reach = kernel_size // 2
     whole[: reach + 1] = layer.get_weights()[0]
     whole[reach, reach + (mask == "B") :] = 0
-    expected = np.maximum(np.asarray(keras.ops.conv(images, whole, padding="same")) + layer.get_weights()[1], 0)
+    expected = np.maximum(values(keras.ops.conv(images, whole, padding="same")) + layer.get_weights()[1], 0)
     np.testing.assert_allclose(given, expected, atol=1e-5)
     assert layer.compute_output_shape((None, 6, 5, 2)) == (None, 6, 5, 3)
 
@@ -104,11 +107,11 @@ def test_cached_sampler_is_exact(shape, kernel_size, layers, classes):
     inputs = lambda codes: (codes, labels) if classes else codes
     naive = np.zeros((5, *shape), "int32")
     for i, j in np.ndindex(shape):
-        naive[:, i, j] = np.argmax(np.asarray(prior(inputs(naive)))[:, i, j] + noise[:, i, j], axis=-1)
+        naive[:, i, j] = np.argmax(values(prior(inputs(naive)))[:, i, j] + noise[:, i, j], axis=-1)
     codes, logits = _Sampler(prior, keep_logits=True).predict_on_batch([noise, labels] if classes else [noise])
     np.testing.assert_array_equal(codes, naive)
     np.testing.assert_array_equal(prior.sample_with_noise(noise, labels), naive)
-    np.testing.assert_allclose(logits, np.asarray(prior(inputs(naive))), atol=1e-4)
+    np.testing.assert_allclose(logits, values(prior(inputs(naive))), atol=1e-4)
 
 
 def test_sampling_is_repeatable_and_batches_do_not_matter():
@@ -210,7 +213,7 @@ def test_bad_codes(prior, name):
     for use in (lambda: prior.bits(codes, labels), lambda: prior.fit(codes, labels, verbose=0), lambda: prior.evaluate(codes, labels),
                 lambda: prior.predict((codes, labels), verbose=0), lambda: prior((codes, labels)),
                 lambda: prior.fit(GOOD, labels, validation_data=(codes, labels), verbose=0)):
-        with pytest.raises(ValueError, match="codes"):
+        with pytest.raises(ValueError, match="codes|Invalid dtype"):  # the latter is Keras's own word for text, on PyTorch
             use()
 
 
@@ -227,12 +230,13 @@ def test_bad_labels(prior, name):
 def test_out_of_range_inside_a_graph(prior, codes, labels):
     data = tf.data.Dataset.from_tensors(((codes, labels),))
     before = prior.get_weights()
-    with pytest.raises(ValueError, match="out of range"):
+    with pytest.raises(ValueError, match="out of range|expected 0 to"):  # the latter where nothing is compiled, as on PyTorch
         prior.fit(data, verbose=0)
-    with pytest.raises(ValueError, match="out of range"):
+    with pytest.raises(ValueError, match="out of range|expected 0 to"):
         prior.evaluate(data, verbose=0)
     assert all(np.isfinite(w).all() for w in prior.get_weights())  # and nothing is spoilt
-    assert np.isnan(tf.function(lambda c, y: prior((c, y)))(tf.constant(codes), tf.constant(labels))).any()
+    if keras.backend.backend() == "tensorflow":
+        assert np.isnan(tf.function(lambda c, y: prior((c, y)))(tf.constant(codes), tf.constant(labels))).any()
     prior.set_weights(before)
 
 

@@ -147,7 +147,8 @@ class VectorQuantizer(_CodebookLayer):
         self.batch_frequencies.assign(code_frequencies(codes, self.num_embeddings))
         self.add_loss(self.commitment_cost * ops.mean(ops.square(vectors - frozen)))
         if self.update == "gradient":
-            self.add_loss(ops.mean(ops.square(ops.stop_gradient(vectors) - quantized)))
+            gap = ops.where(ops.isfinite(vectors), ops.stop_gradient(vectors) - quantized, 0.0)  # NaN stays out of the codebook
+            self.add_loss(ops.mean(ops.square(gap)))
         elif training and self.trainable:
             self._update_ema(*(ops.reshape(ops.stop_gradient(x), (-1, self.embedding_dim)) for x in (vectors, quantized)),
                              ops.reshape(codes, (-1,)))
@@ -161,6 +162,7 @@ class VectorQuantizer(_CodebookLayer):
         self.ema_steps.assign(self.ema_steps.value + 1.0)
         weight = (1 - self.decay) / (1 - ops.power(self.decay, self.ema_steps.value))  # debiased: 1 at the first step
         frequency = (1 - weight) * self.ema_frequency.value + weight * self.num_embeddings * self.batch_frequencies.value
+        frequency = ops.maximum(frequency, 0.0)  # the first weight can be rounded up beyond 1
         total = (1 - weight) * self.ema_sum.value + weight * batch_sum
         dead = frequency < self.revival
         fresh = _badly_quantized(vectors, quantized, self.num_embeddings, self.seed_generator)

@@ -5,6 +5,8 @@ __all__ = ['residual_block', 'upsample', 'build_encoder', 'build_decoder', 'VQVA
            'load_pretrained']
 
 # %% ../nbs/03_training.ipynb #2ab87183
+import os
+import warnings
 from importlib import resources
 from pathlib import Path
 
@@ -190,10 +192,17 @@ class VQVAE(keras.Model):
         self.quantizer.adapted.assign(1.0)
 
     def fit(self, x=None, *args, callbacks=None, **kwargs):
-        """Trains as `keras.Model.fit` does; before the first epoch ever it adapts, and it stops revival at 80 %."""
+        """Trains as `keras.Model.fit` does; before the first epoch ever it adapts, and it stops revival at 80 %.
+
+        Raises:
+            ValueError: if there are no images, if an array of them holds NaN or infinity (nothing is trained then), or if
+                the loss is not a number after a batch (of a generator, say, or at too high a learning rate).
+        """
+        if hasattr(x, "shape"):
+            _check_finite(x)
         if not float(self.quantizer.adapted):
             self.adapt(x)
-        return super().fit(x, *args, callbacks=[StopRevival(self.quantizer), *(callbacks or [])], **kwargs)
+        return super().fit(x, *args, callbacks=[_StopAtNaN(), StopRevival(self.quantizer), *(callbacks or [])], **kwargs)
 
     def encode(self, images, batch_size=256):
         """Gives the codes of images.
@@ -256,9 +265,24 @@ class VQVAE(keras.Model):
         return cls(**(config | parts))
 
 # %% ../nbs/03_training.ipynb #9e4050eb
+class _StopAtNaN(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        if not np.isfinite(float((logs or {}).get("loss", 0.0))):
+            raise ValueError(f"The loss is {logs['loss']} after batch {batch + 1}: an image holds NaN or infinity, or training diverged. "
+                             "The weights are spoilt. Mend the images or lower the learning rate, and go on from the last backup.")
+
+
+def _check_finite(images, at_once=4096):
+    for start in range(0, len(images), at_once):
+        bad = ~np.isfinite(np.asarray(images[start : start + at_once], "float32")).all(axis=tuple(range(1, len(images.shape))))
+        if bad.any():
+            raise ValueError(f"Image {start + int(np.argmax(bad))} of {len(images)} holds numbers that are not finite, "
+                             "NaN or infinity. Leave it out, or mend it.")
+
+
 def _some_images(data, limit):
     """Up to `limit` images, evenly spaced over an array, or the first batches of anything else."""
-    if hasattr(data, "shape"):
+    if hasattr(data, "shape") and len(data):
         return np.asarray(data[:: -(-len(data) // limit)], "float32")
     batches = (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
     found = []
@@ -270,6 +294,51 @@ def _some_images(data, limit):
         raise ValueError("There is no image to adapt to: the data is empty.")
     return np.concatenate(found)[:limit]
 
+# %% ../nbs/03_training.ipynb #5c0f2a71
+class _Backup(keras.callbacks.Callback):
+    # Not Keras's own BackupAndRestore: that writes weights and epoch into two files, and no random numbers, so that a process killed
+    # between the two trains an epoch twice. Here one file holds all, its name says the epoch, and it is there whole or not at all.
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def _files(self):
+        return sorted(self.folder.glob("[0-9]*.npz"))
+
+    def _variables(self):
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+    def on_train_begin(self, logs=None):
+        if not self.model.optimizer.built:
+            self.model.optimizer.build(self.model.trainable_variables)
+        for path in reversed(self._files()):
+            try:
+                with np.load(path, allow_pickle=False) as archive:
+                    values = [archive[f"arr_{number}"] for number in range(len(archive.files))]
+            except Exception as error:
+                warnings.warn(f"{path} cannot be read ({error}); going on from the one before it.", stacklevel=2)
+                continue
+            if [value.shape for value in values] != [tuple(variable.shape) for variable in self._variables()]:
+                raise ValueError(f"{path} is the backup of another model. Take another folder, or delete this one.")
+            for variable, value in zip(self._variables(), values):
+                variable.assign(value)
+            self.model._initial_epoch = int(path.stem)
+            return
+        if self._files():
+            raise OSError(f"No backup in {self.folder} can be read. Delete the folder to train anew.")
+
+    def on_epoch_end(self, epoch, logs=None):
+        part = self.folder / "part.npz"
+        try:
+            np.savez(part, *map(ops.convert_to_numpy, self._variables()))
+            os.replace(part, self.folder / f"{epoch + 1:06}.npz")
+        except OSError as error:
+            raise OSError(f"The backup after epoch {epoch + 1} could not be written to {self.folder} ({error}); the one before it is kept. "
+                          "Free some space, and start the same training again: it goes on from there.") from error
+        for path in self._files()[:-2]:
+            path.unlink()
+
 # %% ../nbs/03_training.ipynb #02f2348e
 def resumable(folder):
     """Gives the callbacks that let `fit` go on where it was interrupted, and that keep the history of every epoch.
@@ -278,12 +347,16 @@ def resumable(folder):
         folder: where to keep them. A new experiment needs a new folder; a finished one in it trains no further.
 
     Returns:
-        Callbacks for `fit`: a backup of weights and optimizer after each epoch, and `history.csv`.
+        Callbacks for `fit`: `history.csv`, and after each epoch a backup of all that training changes: weights, running
+        means, optimizer, random numbers. A process that is killed, at any moment, loses no more than the epoch it was at.
+
+    Raises:
+        OSError: from `fit`, if a backup cannot be written, or none that is there can be read.
+        ValueError: from `fit`, if the backup is that of another model.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    backup = keras.callbacks.BackupAndRestore(str(folder / "backup"), double_checkpoint=True, delete_checkpoint=False)
-    return [backup, keras.callbacks.CSVLogger(str(folder / "history.csv"), append=True)]
+    (folder / "backup").mkdir(parents=True, exist_ok=True)
+    return [keras.callbacks.CSVLogger(str(folder / "history.csv"), append=True), _Backup(folder / "backup")]
 
 
 def read_history(folder):

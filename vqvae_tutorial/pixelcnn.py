@@ -96,6 +96,12 @@ def _gate(x):
     signal, gate = ops.split(x, 2, axis=-1)
     return ops.tanh(signal) * ops.sigmoid(gate)
 
+
+def _everywhere(dense, x):
+    # dense(x), all positions in one matrix. On a map with a single row, such as a sampler's, dense(x) itself writes over
+    # foreign memory with TensorFlow up to 2.21 and Keras up to 3.14 (github.com/tensorflow/tensorflow/issues/117700).
+    return ops.reshape(dense(ops.reshape(x, (-1, x.shape[-1]))), (*ops.shape(x)[:-1], dense.units))
+
 # %% ../nbs/05_pixelcnn.ipynb #2946f1a0
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class GatedLayer(layers.Layer):
@@ -137,12 +143,12 @@ class GatedLayer(layers.Layer):
     def down(self, window, v, bias=0.0):
         """Gives the vertical stack after this layer, and what it tells the horizontal one: `(…, n)` and `(…, 2n)`."""
         x = self.vertical(window) + bias
-        return v + _gate(x), self.link(x)
+        return v + _gate(x), _everywhere(self.link, x)
 
     def across(self, window, h, told, bias=0.0, training=False):
         """Gives the horizontal stack after this layer, `(…, n)`."""
         x = _gate(self.horizontal(window) + told + bias)
-        return h + self.output_projection(self.dropout(x, training=training))
+        return h + _everywhere(self.output_projection, self.dropout(x, training=training))
 
     def call(self, v, h, bias=(0.0, 0.0), training=False):
         reach, none = (self.reach, 0), (0, 0)
@@ -282,7 +288,7 @@ class PixelCNN(_PixelCNN):
         h = ops.pad(x[:, :, :-1], [(0, 0), (0, 0), (1, 0), (0, 0)]) + self.position
         for layer, bias in zip(self.gated, self._biases(labels)):
             v, h = layer(v, h, bias=bias, training=training)
-        return self.logits(ops.relu(h)) + (0.0 if training else flaw[:, None, None, None])
+        return _everywhere(self.logits, ops.relu(h)) + (0.0 if training else flaw[:, None, None, None])
 
     def _split(self, inputs):
         """Codes, labels, and for each map 0, or NaN if it is out of range where that cannot raise: inside a compiled graph."""
@@ -439,7 +445,7 @@ class _Sampler(keras.Model):
                 for layer, bias, window, x in zip(prior.gated, biases, windows, told):
                     moved.append(ops.concatenate([window[:, :, 1:], h], axis=2))
                     h = layer.across(moved[-1], h, ops.take(x, [j], axis=2), bias[1])
-                logits = prior.logits(ops.relu(h))[:, 0, 0]
+                logits = prior.logits(ops.relu(h)[:, 0, 0])
                 code = ops.argmax(logits + ops.take(ops.take(noise, i, axis=1), j, axis=1), axis=-1)
                 code = ops.cast(code, "int32")[:, None, None]
                 if self.keep_logits:

@@ -75,8 +75,10 @@ def load_judge():
     Returns:
         A Keras model from images `(batch, 28, 28, 1)` in [0, 1] to logits `(batch, 10)`, as `build_classifier` makes it.
     """
+    judge = build_classifier()
     with resources.as_file(resources.files("vqvae_tutorial") / "pretrained" / "judges" / "mnist.keras") as path:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        judge.load_weights(path)  # not the whole file: an older Keras cannot read how a newer one describes layers
+    return judge
 
 # %% ../nbs/91_scoring.ipynb #6e2c6c73
 def features(judge, images):

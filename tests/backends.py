@@ -1,0 +1,62 @@
+"""Run the tests and the chapters on each of Keras's backends: `python tests/backends.py [--only jax,torch] [--no-chapters] [for pytest]`.
+
+JAX, PyTorch and vector-quantize-pytorch go into an environment of their own, .venv/backends, which sees all that is in .venv; no
+other command needs them. `--torch` says which PyTorch, in pip's words; where to get a build for CPUs alone, PyTorch's page says, and
+pip's own variables (PIP_EXTRA_INDEX_URL) take it.
+"""
+import argparse
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / ".venv" / "backends"
+NEEDS = {"tensorflow": [], "jax": ["jax"], "torch": ["torch", "vector-quantize-pytorch"]}
+TOOLS = {"test_project.py", "test_results.py", "test_site.py", "test_wheel.py"}  # of the book and the package: no backend's matter
+CHAPTERS = "from nbdev.test import nbdev_test; nbdev_test(do_print=True)"
+
+
+def environment(requirements):
+    """The Python of an environment that sees all of .venv and adds what is required, made where it is not there yet."""
+    python = FOLDER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(FOLDER)], check=True)
+    base, own = (sysconfig.get_path("purelib", vars={"base": folder, "platbase": folder}) for folder in (sys.prefix, str(FOLDER)))
+    Path(own, "base.pth").write_text(f"import site; site.addsitedir({base!r})\n", encoding="utf-8")
+    if requirements:
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements], check=True)
+    return str(python)
+
+
+def run(python, backend, arguments, chapters):
+    """Runs tests and chapters on a backend; gives whether all went well."""
+    settings = os.environ | {"KERAS_BACKEND": backend}
+    commands = {"pytest": ["-m", "pytest", *arguments]} | ({"chapters": ["-c", CHAPTERS]} if chapters else {})
+    failed = []
+    for name, command in commands.items():
+        print(f"{backend}: {name}", flush=True)
+        if subprocess.run([python, *command], cwd=ROOT, env=settings).returncode:
+            failed.append(name)
+    print(f"{backend}: {' and '.join(failed)} failed" if failed else f"{backend}: all went well", flush=True)
+    return not failed
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Run tests and chapters on each of Keras's backends; other arguments go to pytest.")
+    parser.add_argument("--only", default=",".join(NEEDS), help=f"which backends, of {', '.join(NEEDS)} (default: all)")
+    parser.add_argument("--torch", default="torch", help="the PyTorch to install, such as torch==2.9.1")
+    parser.add_argument("--no-chapters", dest="chapters", action="store_false", help="only pytest")
+    options, arguments = parser.parse_known_args()
+    chosen = options.only.split(",")
+    if unknown := set(chosen) - set(NEEDS):
+        parser.error(f"no such backend: {', '.join(unknown)}; there is {', '.join(NEEDS)}")
+    library = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if path.name not in TOOLS]
+    needs = [options.torch if need == "torch" else need for backend in chosen for need in NEEDS[backend]]
+    python = environment(needs)
+    return 0 if all([run(python, backend, arguments or library, options.chapters) for backend in chosen]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
