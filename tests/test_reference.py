@@ -273,12 +273,23 @@ def no_network(*arguments):
     raise OSError("no network")
 
 
+def backed_up(folder, images, filters=4, damage=lambda file: None):
+    """Trains for an epoch more than stands in a folder, after something has happened to the newest backup there."""
+    from vqvae_tutorial.model import VQVAE, build_decoder, build_encoder, read_history, resumable
+
+    for newest in sorted((folder / "backup").glob("[0-9]*"))[-1:]:
+        damage(newest)
+    model = VQVAE(4, 8, encoder=build_encoder(4, filters=filters), decoder=build_decoder(4, filters=filters))
+    model.compile("adam")
+    model.fit(images, epochs=1 + len(read_history(folder)["mse"]) if (folder / "history.csv").exists() else 1, verbose=0, callbacks=resumable(folder))
+
+
 def package_messages(folder):
     """What the package says in the cases of the page."""
     import tensorflow as tf
 
     from vqvae_tutorial import VQVAE, PixelCNN, VectorQuantizer, data, load_mnist
-    from vqvae_tutorial.model import build_encoder
+    from vqvae_tutorial.model import build_decoder, build_encoder
     from vqvae_tutorial.pixelcnn import check_pair
     from vqvae_tutorial.quantization import squared_distances
 
@@ -291,6 +302,14 @@ def package_messages(folder):
     prior, tiny, labelled = (PixelCNN(num_embeddings=64, filters=4, num_layers=1, **options)
                              for options in ({}, {"shape": (2, 2)}, {"num_classes": 10}))
     tiny.compile("adam")
+    small = VQVAE(4, 8, encoder=build_encoder(4, filters=4), decoder=build_decoder(4, filters=4))
+    small.compile("adam")
+    many = np.random.default_rng(0).uniform(size=(64, 28, 28, 1)).astype("float32")
+    spoilt = many.copy()
+    spoilt[3, 5, 5] = np.nan
+    small.adapt(many)
+    for _ in range(2):
+        backed_up(folder / "run", many)
     unchecked = tf.data.Dataset.from_tensor_slices(np.full((4, 2, 2), 64)).batch(2)
     actions = [
         lambda: load_from(folder / "empty"),
@@ -303,6 +322,11 @@ def package_messages(folder):
         lambda: build_encoder(image_shape=(30, 30, 1)),
         lambda: model.decode(np.where(np.eye(7, dtype=bool), 100, 227)[None]),
         lambda: tiny.fit(unchecked, shuffle=False, verbose=0),
+        lambda: small.fit(spoilt, verbose=0),
+        lambda: small.fit(((batch, batch) for batch in (many, spoilt)), steps_per_epoch=2, verbose=0),
+        lambda: backed_up(folder / "run", many, damage=lambda file: file.write_bytes(b"PK")),
+        lambda: backed_up(folder / "run", many, damage=lambda file: (file.parent / "part.npz").mkdir()),
+        lambda: backed_up(folder / "run", many, filters=8),
         lambda: check_pair(model, prior),
         lambda: prior.bits(codes + 64),
         lambda: labelled.fit(codes),
