@@ -38,7 +38,7 @@ SHAPES = [((5, 7), 3, 6), ((7, 5), 3, 6), ((1, 6), 3, 6), ((6, 1), 3, 5), ((4, 4
 @pytest.mark.parametrize("shape, kernel_size, layers", SHAPES)
 def test_sees_all_that_came_before_and_nothing_else(shape, kernel_size, layers):
     prior = shaken(PixelCNN(5, shape, filters=8, num_layers=layers, kernel_size=kernel_size))
-    codes = draw(shape, 5, 8)
+    codes = draw(shape, 5, 40)  # in some of which the change is not lost where a tanh is saturated
     for place in range(codes[0].size):
         moved = moved_by(prior, codes, place)
         assert not moved[: place + 1].any()
