@@ -25,10 +25,11 @@ def options(parser, name, arguments=None, repeats=5):
     return chosen
 
 
-def turns(calls, repeats, enough=20.0):
+def turns(calls, repeats, enough=20.0, least=0.0):
     """Calls functions in turns, A B A B, after one round that does not count; gives the median seconds of each.
 
-    A call of the first round that took more than `enough` seconds counts, and is not repeated.
+    A call of the first round that took more than `enough` seconds counts, and is not repeated. In each later turn a function is
+    called until `least` seconds are filled.
     """
     times = {name: [seconds(call)] for name, call in calls.items()}
     again = {name: call for name, call in calls.items() if times[name][0] <= enough}
@@ -36,7 +37,7 @@ def turns(calls, repeats, enough=20.0):
         times[name].clear()
     for _ in range(repeats):
         for name, call in again.items():
-            times[name].append(seconds(call))
+            times[name].append(seconds(call, least))
     return {name: median(each) for name, each in times.items()}
 
 
