@@ -56,24 +56,26 @@ def alone(found):
 
     @tf.function
     def run():
+        parts = []
         for (layer, _, _), x in zip(found, inputs):
             with tf.GradientTape() as tape:
                 tape.watch(x)
-                loss = tf.reduce_sum(layer(x))
-            for gradient in tape.gradient(loss, [x, *(weight.value for weight in layer.trainable_weights)]):
-                yielded.append(tf.reduce_sum(gradient[..., :1]))
-        return tf.add_n(yielded)
+                loss = tf.reduce_sum(layer(x) ** 2)
+            gradients = tape.gradient(loss, [x, *(weight.value for weight in layer.trainable_weights)])
+            parts += [tf.reshape(gradient, [-1])[0] for gradient in gradients]  # so that each is made
+        return tf.add_n(parts)
 
-    yielded = []
     return lambda: run().numpy()
 
 
 def training(model, inputs):
     """A training step as `fit` does it."""
     model.compile(keras.optimizers.Adam(1e-3))
+    model.optimizer.build(model.trainable_variables)
     batches = tf.data.Dataset.from_tensors((inputs,)).repeat()
-    step, iterator = model.make_train_function() or model.train_function, iter(batches)
-    return lambda: float(step(iterator)["loss"])
+    iterator = iter(batches)
+    model.make_train_function()
+    return lambda: float(model.train_function(iterator)["loss"])
 
 
 def product(side):
