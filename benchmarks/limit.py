@@ -1,7 +1,7 @@
 """How far training is from what the machine can do: `python benchmarks/limit.py [--repeats 10]`.
 
-The limit is the rate at which TensorFlow multiplies two large float32 matrices, measured in the same run, in turns with the rest. Against it
-stand a training step of the VQ-VAE of chapter 3 and one of the PixelCNN of chapter 5, both with a batch of 128, and the quantizer layer's.
+The limit is the rate at which TensorFlow multiplies two large float32 matrices, measured in the same run, in turns with the rest. Against
+it stand a training step of the VQ-VAE of chapter 3, of the PixelCNN of chapter 5, both with a batch of 128, and of the quantizer layer.
 
 Multiplications are counted from the shapes of the layers: a kernel's size times the positions where it is applied, and N·K·D in the
 quantizer. A backward pass counts as two forward ones, for the gradients of kernel and input; the quantizer has none. What is no product
@@ -11,6 +11,7 @@ random input of the shape that it has in the model; what a step takes beyond the
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -103,11 +104,12 @@ def main(arguments=None):
         calls[f"{name}, training step"] = training(model, inputs)
     for number, size in quantizers:
         name, given = f"quantizer, K = {number}, D = {size}", arrays(batch * PLACES, number, size)
-        step, (inputs, slope) = ours_tensorflow(given[2])[1], map(tf.constant, given[:2])
-        counts[name], calls[name] = batch * PLACES * number * size, lambda step=step, inputs=inputs, slope=slope: step(inputs, slope).numpy()
+        counts[name] = batch * PLACES * number * size
+        calls[name] = partial(ours_tensorflow(given[2])[1], *map(tf.constant, given[:2]))
     medians, line = turns(calls, chosen.repeats, least=0.2), made_with("keras", "tensorflow")
     rates = {name: counts[name] / medians[name] / 1e9 for name in calls}
-    print(f"{line}; medians of {chosen.repeats}\n{'':<32}{'multiplications':>18}{'time':>13}{'10⁹ a second':>14}{'of the limit':>14}")
+    print(f"{line}; medians of {chosen.repeats}")
+    print(f"{'':<32}{'multiplications':>18}{'time':>13}{'10⁹ a second':>14}{'of the limit':>14}")
     for name in calls:
         print(f"{name:<32}{counts[name]:18,}{1000 * medians[name]:10.2f} ms{rates[name]:14.1f}{rates[name] / rates['matrix product']:14.0%}")
     rows = [{"what": name, "multiplications": counts[name], "seconds": medians[name], "billions_per_second": rates[name],

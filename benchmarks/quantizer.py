@@ -1,10 +1,10 @@
 """Time and memory of quantizer layers, side by side: `python benchmarks/quantizer.py [--numbers 128 …] [--sizes 16 …] [--vectors 6272 …]`.
 
-Four layers get the same N vectors of size D and the same K codes: ours on TensorFlow and on JAX; the one-hot form, in which the well-known
-Keras example writes it; and that of `vector-quantize-pytorch`. Forward is what a trained model does. A training step is forward and backward,
-from a given gradient of the output to that of the input, and the update of the codebook: running means in ours and in PyTorch's, a step of
-Adam in the one-hot form. All run as in training: TensorFlow in a graph that does not know the size of the batch, as in `fit`; JAX compiled for
-the size it is given; PyTorch eagerly.
+Four layers get the same N vectors of size D and the same K codes: ours on TensorFlow and on JAX; the one-hot form, in which the
+well-known Keras example writes it; and that of `vector-quantize-pytorch`. Forward is what a trained model does. A training step is
+forward and backward, from a given gradient of the output to that of the input, and the update of the codebook: running means in ours and
+in PyTorch's, a step of Adam in the one-hot form. All run as in training: TensorFlow in a graph that does not know the size of the batch,
+as in `fit`; JAX compiled for the size it is given; PyTorch eagerly.
 
 For each cell of the table every layer has a process of its own, on the same two CPUs. The processes stay alive and are asked in turns,
 A B C D A B C D …; the table gives medians. Peak memory is the most that a process ever held (`ru_maxrss`), less what it held after imports,
@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -181,7 +182,8 @@ def peak(anew=False):
 def serve(name, vectors, number, size):
     """Answers a parent that writes what it wants measured, a word a line, with a line of JSON each."""
     make, backend, packages, _ = LAYERS[name]
-    module, function = {"tensorflow": ("tensorflow", "convert_to_tensor"), "jax": ("jax.numpy", "array"), "torch": ("torch", "tensor")}[backend]
+    converters = {"tensorflow": ("tensorflow", "convert_to_tensor"), "jax": ("jax.numpy", "array"), "torch": ("torch", "tensor")}
+    module, function = converters[backend]
     try:
         versions, convert = made_with(*packages), getattr(import_module(module), function)
     except ImportError as error:
@@ -201,7 +203,7 @@ def serve(name, vectors, number, size):
         memory[kind] = peak() - start
     print(json.dumps(memory), flush=True)
     for line in sys.stdin:
-        print(seconds(lambda: calls[line.strip()](*given), LEAST), flush=True)
+        print(seconds(partial(calls[line.strip()], *given), LEAST), flush=True)
 
 
 def python():
@@ -217,7 +219,8 @@ class Worker:
         environment = os.environ | {"KERAS_BACKEND": LAYERS[name][1], "TF_CPP_MIN_LOG_LEVEL": "3"}
         command = [python(), str(Path(__file__).resolve()), "--serve", name, *map(str, cell)]
         self.errors = tempfile.TemporaryFile("w+")  # read only if something goes wrong: TensorFlow has much to say
-        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
 
     def answer(self):
         line = self.process.stdout.readline()

@@ -74,7 +74,7 @@ def main(arguments=None):
     if chosen.quick:
         chosen.counts, chosen.grids, chosen.few = [2], [3], 2
     prior = load_pretrained("mnist")[1]
-    sizes = {name: value for name, value in prior.get_config().items() if name in ("num_embeddings", "num_classes", "filters", "num_layers")}
+    sizes = {name: getattr(prior, name) for name in ("num_embeddings", "num_classes", "filters", "num_layers")}
     priors = [("shipped", prior, count) for count in chosen.counts]
     priors += [("untrained", PixelCNN(shape=(side, side), seed=0, **sizes), chosen.few) for side in chosen.grids]
     line = made_with("keras", keras.backend.backend())

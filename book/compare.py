@@ -3,12 +3,13 @@
 A table that is missing stops the build, and so does a figure that is missing in one.
 """
 import csv
+import math
 from statistics import mean, median
 
 from project import ROOT
 from results import table
 
-from vqvae_tutorial.plotting import DPI, PALETTE, book_style, new_figure
+from vqvae_tutorial.plotting import DPI, INK, PALETTE, book_style, new_figure
 
 RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "_build" / "pictures"
 MARKERS = "os^D"
@@ -32,12 +33,8 @@ def picture(name, figure, alternative):
 
 
 def short(number):
-    """A number with three digits that count."""
-    return f"{number:.{max(0, 2 - len(str(int(number))) + (number >= 1))}f}"
-
-
-def times(ratio):
-    return f"{short(ratio)} ×"
+    """A number with three digits that count, or all before the point."""
+    return f"{number:,.{max(0, 2 - math.floor(math.log10(number)))}f}" if number else "0"
 
 
 # The sections, each from the rows of its table
@@ -51,18 +48,23 @@ def time_to_quality(rows):
     figure, axes = new_figure(height=2.8)
     lines = []
     for (model, seeds), color, marker in zip(runs.items(), PALETTE, MARKERS):
-        reached = [next((seconds for seconds, mse in run if mse <= GOAL), None) for run in seeds.values()]
-        ends = [run[-1][1] for run in seeds.values()]
-        lines.append([model, len(seeds), f"{median(reached):.0f} s" if None not in reached else "not in all runs",
-                      f"{mean(ends):.5f}", f"{min(ends):.5f} to {max(ends):.5f}"])
         for number, run in enumerate(seeds.values()):
-            axes.plot(*zip(*run), color=color, marker=marker, markersize=3, label=model if number == 0 else None)
-    axes.axhline(GOAL, linestyle="--", linewidth=1)
+            axes.plot(*zip(*run), color=color, marker=marker, markersize=3, label=None if number else model)
+        reached = [next((seconds for seconds, mse in run if mse <= GOAL), None) for run in seeds.values()]
+        until = "not in all runs" if None in reached else f"{median(reached):.0f} s"
+        ends = [run[-1][1] for run in seeds.values()]
+        lines.append([model, len(seeds), until, f"{mean(ends):.5f}", f"{min(ends):.5f} to {max(ends):.5f}"])
+    axes.axhline(GOAL, linestyle="--", linewidth=1, color=INK)
     axes.set(xlabel="seconds of training", ylabel="test MSE", xscale="log", yscale="log")
     axes.legend()
     axes.grid(True)
-    return picture("time_to_quality", figure, f"Test error against seconds of training, one line for each seed of {' and '.join(runs)}; a "
-                   f"dashed line marks {GOAL}") + table(["model", "seeds", f"until test MSE {GOAL}, median", "test MSE at the end", "from, to"], lines)
+    shown = picture("time_to_quality", figure, f"Test error against seconds of training, a line for each seed of {' and '.join(runs)}; a "
+                    f"dashed line marks {GOAL}")
+    return shown + table(["model", "seeds", f"until test MSE {GOAL}, median", "test MSE at the end", "from, to"], lines)
+
+
+COLUMNS = {"forward_seconds": ("Forward, in milliseconds", 1000), "step_seconds": ("A training step, in milliseconds", 1000),
+           "step_megabytes": ("Peak memory of a training step, in megabytes", 1)}
 
 
 def quantizer(rows):
@@ -71,46 +73,49 @@ def quantizer(rows):
     for row in rows:
         found.setdefault(tuple(int(row[name]) for name in "NKD"), {})[row["layer"]] = row
     cells = sorted(found)
-    if missing := [cell for cell in cells if not {"ours, TensorFlow", "one-hot, TensorFlow"} <= set(found[cell])
-                   and "ours, TensorFlow" not in found[cell]]:
-        raise ValueError(f"quantizer.csv lacks our layer at N, K, D = {missing}: run `make bench`")
-    value = lambda cell, layer, column: float(found[cell][layer][column]) if layer in found[cell] else None
-    text = picture("quantizer", drawing(cells, value), "Milliseconds of a training step of four quantizer layers, for each number of vectors, "
-                   "number of codes and size of codes, on a logarithmic scale; the tables below give the numbers")
-    for column, what, factor in (("forward_seconds", "Forward, in milliseconds", 1000), ("step_seconds", "A training step, in milliseconds", 1000),
-                                 ("step_megabytes", "Peak memory of a training step, in megabytes", 1)):
+
+    def value(cell, layer, column):
+        """A figure, or None where a peer's cell was left out."""
+        if layer not in found[cell] and layer.startswith("ours"):
+            raise ValueError(f"quantizer.csv lacks {layer} at N, K, D = {cell}: run `make bench` where JAX is installed")
+        return float(found[cell][layer][column]) if layer in found[cell] else None
+
+    text = picture("quantizer", drawing(cells, value), "Milliseconds of a training step of four quantizer layers, for each number of "
+                   "vectors, number of codes and size of codes, on a logarithmic scale; the tables below give the numbers")
+    for column, (what, factor) in COLUMNS.items():
         lines = []
         for cell in cells:
             numbers = [value(cell, layer, column) for layer in LAYERS]
-            ratio = times(numbers[2] / numbers[0]) if numbers[2] else ""
-            lines.append([f"{cell[0]:,}", f"{cell[1]:,}", cell[2], *(short(factor * number) if number is not None else "" for number in numbers), ratio])
+            ratio = f"{short(numbers[2] / numbers[0])} ×" if numbers[2] else ""
+            lines.append([*map("{:,}".format, cell), *(short(factor * number) if number else "" for number in numbers), ratio])
         text += f"{what}; the last column is one-hot by ours on TensorFlow:\n\n" + table(["N", "K", "D", *LAYERS.values(), "ratio"], lines)
-    return text + "".join(ahead(cells, value, column, what) for column, what in (("forward_seconds", "Forward"), ("step_seconds", "In training")))
+    return text + ahead(cells, value, "forward_seconds", "Forward") + ahead(cells, value, "step_seconds", "In training")
 
 
 def ahead(cells, value, column, what):
     """In how many cells ours is faster than vector-quantize-pytorch, and which are the others."""
     both = [cell for cell in cells if value(cell, "vector-quantize-pytorch", column)]
-    behind = {ours: [cell for cell in both if value(cell, ours, column) > value(cell, "vector-quantize-pytorch", column)]
-              for ours in ("ours, TensorFlow", "ours, JAX")}
     sentences = []
-    for ours, others in behind.items():
-        where = "; ".join(f"N = {N:,}, K = {K:,}, D = {D}" for N, K, D in others)
-        sentences.append(f"{LAYERS[ours]} is faster than vector-quantize-pytorch in {len(both) - len(others)} of {len(both)} cells"
-                         + (f", and slower at {where}" if others else ""))
+    for ours in ("ours, TensorFlow", "ours, JAX"):
+        slower = [cell for cell in both if value(cell, ours, column) > value(cell, "vector-quantize-pytorch", column)]
+        where = " and ".join(f"N = {N:,}, K = {K:,}, D = {D}" for N, K, D in slower)
+        sentences.append(f"{LAYERS[ours]} is faster than vector-quantize-pytorch in {len(both) - len(slower)} of {len(both)} cells"
+                         + (f" (not at {where})" if slower else ""))
     return f"{what}, {', and '.join(sentences)}.\n\n"
 
 
 def drawing(cells, value):
+    """Times of a training step, a panel for each number of vectors."""
     counts = sorted({cell[0] for cell in cells})
     figure, axes = new_figure(1, len(counts), height=3.2, sharey=True, squeeze=False)
     for plot, count in zip(axes.flat, counts):
         here = [cell for cell in cells if cell[0] == count]
         for (layer, label), color, marker in zip(LAYERS.items(), PALETTE, MARKERS):
-            points = [(place, 1000 * value(cell, layer, "step_seconds")) for place, cell in enumerate(here) if value(cell, layer, "step_seconds")]
+            times = [value(cell, layer, "step_seconds") for cell in here]
+            points = [(place, 1000 * seconds) for place, seconds in enumerate(times) if seconds]
             plot.plot(*zip(*points), color=color, marker=marker, markersize=4, linewidth=0.8, label=label)
-        plot.set(title=f"{count:,} vectors", yscale="log", xlabel="K and D")
-        plot.set_xticks(range(len(here)), [f"{K:,}\n{D}" for _, K, D in here], fontsize=7)
+        plot.set(title=f"{count:,} vectors", yscale="log", xlabel="K, and D below")
+        plot.set_xticks(range(len(here)), [f"{K}\n{D}" for _, K, D in here], fontsize=7)
         plot.grid(True, axis="y")
     axes.flat[0].set_ylabel("milliseconds a training step")
     axes.flat[0].legend(fontsize=7)
@@ -119,42 +124,46 @@ def drawing(cells, value):
 
 def sampling(rows):
     """Seconds for each number of digits and each grid."""
-    found = {(row["prior"], int(row["grid"]), int(row["digits"]), row["sampler"]): float(row["seconds"]) for row in rows}
-    cells = sorted({key[:3] for key in found})
+    found = {}
+    for row in rows:
+        found.setdefault((row["prior"], int(row["grid"]), int(row["digits"])), {})[row["sampler"]] = float(row["seconds"])
     figure, (left, right) = new_figure(1, 2, height=2.8)
-    for sampler, color, marker in zip(SAMPLERS, PALETTE, MARKERS):
+    for (sampler, label), color, marker in zip(SAMPLERS.items(), PALETTE, MARKERS):
         for plot, prior, axis in ((left, "shipped", 2), (right, "untrained", 1)):
-            points = [(cell[axis], found[*cell, sampler]) for cell in cells if cell[0] == prior]
-            plot.plot(*zip(*points), color=color, marker=marker, markersize=4, label=sampler)
-    few = next(digits for prior, _, digits in cells if prior == "untrained")
-    left.set(title="7×7 codes, shipped prior", xlabel="digits", ylabel="seconds", xscale="log", yscale="log")
-    right.set(title=f"{few} maps, untrained prior", xlabel="rows of the grid", yscale="log")
+            points = sorted((cell[axis], seconds[sampler]) for cell, seconds in found.items() if cell[0] == prior)
+            plot.plot(*zip(*points), color=color, marker=marker, markersize=4, label=label)
+    left.set(title="shipped prior, 7×7 codes", xlabel="digits", ylabel="seconds", xscale="log", yscale="log")
+    right.set(title="untrained prior", xlabel="rows and columns of the grid", yscale="log")
+    right.set_xticks(sorted({grid for prior, grid, _ in found if prior == "untrained"}))
     left.legend()
     for plot in (left, right):
         plot.grid(True)
-    lines = [[prior, f"{grid}×{grid}", f"{digits:,}", *(short(found[prior, grid, digits, sampler]) for sampler in SAMPLERS),
-              short(digits / found[prior, grid, digits, "cached"]), times(found[prior, grid, digits, "loop of predict"] / found[prior, grid, digits, "cached"])]
-             for prior, grid, digits in cells]
-    return picture("sampling", figure, "Seconds to draw digits with three samplers: on the left for more and more digits, on the right for "
-                   "larger grids; the cached sampler is the fastest throughout") + table(
-        ["prior", "grid", "digits", *(f"{name}, s" for name in SAMPLERS.values()), "cached, images a second", "loop / cached"], lines)
+    lines = [[prior, f"{grid}×{grid}", f"{digits:,}", *(short(seconds[sampler]) for sampler in SAMPLERS), short(digits / seconds["cached"]),
+              f"{seconds['loop of predict'] / seconds['cached']:.0f} ×"] for (prior, grid, digits), seconds in sorted(found.items())]
+    shown = picture("sampling", figure, "Seconds to draw digits with three samplers: on the left for more and more digits, on the right "
+                    "for larger grids; the cached sampler is the fastest throughout")
+    columns = [f"{label}, seconds" for label in SAMPLERS.values()]
+    return shown + table(["prior", "grid", "digits", *columns, "cached, images a second", "loop / cached"], lines)
 
 
 def limit(rows):
     """Rates beside the limit, and the share of a step that its products would take alone."""
     by = {row["what"]: row for row in rows}
-    figure, axes = new_figure(height=0.32 * len(rows) + 0.6)
     names = list(by)[::-1]
-    axes.barh(names, [float(by[name]["billions_per_second"]) for name in names], color=[PALETTE[name != "matrix product"] for name in names])
+    figure, axes = new_figure(height=0.32 * len(rows) + 0.6)
+    colors = [PALETTE[name != "matrix product"] for name in names]
+    axes.barh(names, [float(by[name]["billions_per_second"]) for name in names], color=colors)
     axes.set(xlabel="10⁹ multiplications a second")
     axes.grid(True, axis="x")
-    lines = [[name, f"{int(row['multiplications']) / 1e6:,.0f}", short(1000 * float(row["seconds"])), short(float(row["billions_per_second"])),
-              f"{float(row['share']):.0%}"] for name, row in by.items()]
-    shares = {model: float(by[f"{model}, products alone"]["seconds"]) / float(by[f"{model}, training step"]["seconds"]) for model in ("VQ-VAE", "PixelCNN")}
-    return picture("limit", figure, "Bars of multiplications a second: a large matrix product, the training steps of VQ-VAE and PixelCNN, their "
-                   "products alone, and the quantizer layer") + table(
-        ["what", "million multiplications", "milliseconds", "10⁹ a second", "of the limit"], lines) + "".join(
-        f"The products of the {model}, each alone, would take {share:.0%} of its training step.\n" for model, share in shares.items()) + "\n"
+    text = picture("limit", figure, "Bars of multiplications a second: a large matrix product, the training steps of VQ-VAE and PixelCNN, "
+                   "their products alone, and the quantizer layer at three sizes")
+    text += table(["what", "million multiplications", "milliseconds", "10⁹ a second", "of the limit"],
+                  [[name, f"{int(row['multiplications']) / 1e6:,.0f}", short(1000 * float(row["seconds"])),
+                    short(float(row["billions_per_second"])), f"{float(row['share']):.0%}"] for name, row in by.items()])
+    for model in ("VQ-VAE", "PixelCNN"):
+        share = float(by[f"{model}, products alone"]["seconds"]) / float(by[f"{model}, training step"]["seconds"])
+        text += f"The products of the {model}, each alone, take {share:.0%} of the time of its training step.\n"
+    return text + "\n"
 
 
 def plain(rows):
@@ -163,7 +172,7 @@ def plain(rows):
     return table(columns, [[row[name] for name in columns] for row in rows])
 
 
-# Title, how to measure it again, what makes the section of its rows, and whether the book can do without.
+# Of each table: the title of its section, what writes it, and whether the book must have it.
 SECTIONS = {
     "time_to_quality": ("Time to quality", time_to_quality, False),
     "quantizer": ("The quantizer layer", quantizer, True),
@@ -173,14 +182,20 @@ SECTIONS = {
 }
 
 
+def made_with(rows):
+    """What the rows say about machine and versions, each part once."""
+    parts = {part: None for row in rows for part in row.get("made_with", "").split("; ") if part}
+    return f" ({', '.join(parts)})" if parts else ""
+
+
 def page(source):
-    """The page: under each heading of its source, what the benchmark found, above what the source says about it."""
+    """The page: under each heading of its source what it says there, and what the benchmark found; no heading without its table."""
     head, *parts = source.split("\n## ")
     told = {part.partition("\n")[0].strip(): part.partition("\n")[2] for part in parts}
     text = head.rstrip() + "\n\n"
     for name, (title, section, needed) in SECTIONS.items():
         if needed or (RESULTS / f"{name}.csv").exists():
             rows = read(name)
-            made = "; ".join(sorted({row["made_with"] for row in rows if row.get("made_with")}))
-            text += f"## {title}\n\nMeasured with `.venv/bin/python benchmarks/{name}.py`{f' ({made})' if made else ''}.\n\n{section(rows)}{told.pop(title, '')}\n"
+            text += f"## {title}\n{told[title]}\n{section(rows)}"
+            text += f"Measured with `.venv/bin/python benchmarks/{name}.py`" + made_with(rows) + ".\n\n"
     return text

@@ -1,5 +1,6 @@
 """The benchmarks run, and what they measured meets the bars that the book speaks of."""
 import os
+import statistics
 import subprocess
 import sys
 
@@ -85,10 +86,46 @@ def test_every_cell_was_measured():
     assert all({OURS, "ours, JAX", ONE_HOT} <= set(rows) for rows in found.values())
 
 
+def ratios(column, other, ours=OURS, least=0):
+    """How many times as much another layer takes as ours, in each cell with at least so many codes where both were measured."""
+    return {cell: float(rows[other][column]) / float(rows[ours][column]) for cell, rows in cells().items()
+            if int(cell[1]) >= least and other in rows}
+
+
+@pytest.mark.parametrize("column", ["forward_seconds", "step_seconds"])
+def test_the_one_hot_form_is_never_faster(column):
+    slower = {cell: ratio for cell, ratio in ratios(column, ONE_HOT).items() if ratio < 0.9}  # a tenth for noise
+    assert slower == {}
+
+
+def test_training_with_many_codes_is_twice_as_fast_as_one_hot():
+    found = ratios("step_seconds", ONE_HOT, least=1024)
+    assert len(found) == 12 and statistics.median(found.values()) >= 2 and min(found.values()) >= 1.5, found
+
+
+def test_many_codes_need_less_memory_than_one_hot():
+    assert all(min(ratios(column, ONE_HOT, ours, 1024).values()) > 1 for column in ("forward_megabytes", "step_megabytes")
+               for ours in (OURS, "ours, JAX"))
+
+
+@pytest.mark.parametrize("layer", [OURS, "ours, JAX"])
+def test_no_array_of_all_distances_is_made(layer):
+    for (N, K, D), rows in cells().items():
+        if int(K) == 8192:
+            assert float(rows[layer]["step_megabytes"]) < 0.5 * 4 * int(N) * int(K) / 1e6, (N, K, D)
+
+
+@pytest.mark.parametrize("layer", [OURS, "ours, JAX"])
+@pytest.mark.parametrize("column", ["forward_seconds", "step_seconds"])
+def test_faster_than_vector_quantize_pytorch_in_most_cells(column, layer):
+    found = ratios(column, "vector-quantize-pytorch", layer)
+    assert len(found) == 15 and sum(ratio > 1 for ratio in found.values()) > 0.5 * len(found)
+
+
 def test_sampling_a_hundred_digits_beats_the_naive_loop():
     table = committed("sampling")
-    seconds = {sampler: float(table["shipped", "7", "100", sampler]["seconds"]) for sampler in ("loop of predict", "compiled loop", "cached")}
-    assert seconds["loop of predict"] >= 30 * seconds["cached"]
+    loop, cached = (float(table["shipped", "7", "100", sampler]["seconds"]) for sampler in ("loop of predict", "cached"))
+    assert loop >= 30 * cached
     assert {"7", "14", "28"} <= {grid for prior, grid, _, _ in table if prior == "untrained"}
 
 
