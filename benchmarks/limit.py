@@ -111,7 +111,8 @@ def main(arguments=None):
     print(f"{line}; medians of {chosen.repeats}")
     print(f"{'':<32}{'multiplications':>18}{'time':>13}{'10⁹ a second':>14}{'of the limit':>14}")
     for name in calls:
-        print(f"{name:<32}{counts[name]:18,}{1000 * medians[name]:10.2f} ms{rates[name]:14.1f}{rates[name] / rates['matrix product']:14.0%}")
+        share = rates[name] / rates["matrix product"]
+        print(f"{name:<32}{counts[name]:18,}{1000 * medians[name]:10.2f} ms{rates[name]:14.1f}{share:14.0%}")
     rows = [{"what": name, "multiplications": counts[name], "seconds": medians[name], "billions_per_second": rates[name],
              "share": rates[name] / rates["matrix product"], "made_with": line} for name in calls]
     if chosen.out:

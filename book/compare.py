@@ -27,9 +27,9 @@ def read(name):
 def picture(name, figure, alternative):
     """Keeps a figure for the site, and gives the Markdown that shows it as the figures of the chapters are shown."""
     PICTURES.mkdir(parents=True, exist_ok=True)
-    with book_style():
-        figure.savefig(PICTURES / f"{name}.png", dpi=DPI, metadata={"Software": None})
-    return f":::{{div}} cell_output\n![{alternative}](/{(PICTURES / name).relative_to(ROOT).as_posix()}.png)\n:::\n\n"
+    figure.savefig(PICTURES / f"{name}.png", dpi=DPI, metadata={"Software": None})
+    link = f"![{alternative}](/{(PICTURES / name).relative_to(ROOT).as_posix()}.png)"
+    return f'<div class="cell_output">\n\n{link}\n\n</div>\n\n'  # a directive would call it cell-output
 
 
 def short(number):
@@ -86,9 +86,10 @@ def quantizer(rows):
         lines = []
         for cell in cells:
             numbers = [value(cell, layer, column) for layer in LAYERS]
-            ratio = f"{short(numbers[2] / numbers[0])} ×" if numbers[2] else ""
+            ratio = f"{numbers[2] / numbers[0]:.1f}" if numbers[2] else ""
             lines.append([*map("{:,}".format, cell), *(short(factor * number) if number else "" for number in numbers), ratio])
-        text += f"{what}; the last column is one-hot by ours on TensorFlow:\n\n" + table(["N", "K", "D", *LAYERS.values(), "ratio"], lines)
+        text += f"{what}; the last column compares the two on TensorFlow:\n\n"
+        text += table(["N", "K", "D", *LAYERS.values(), "one-hot / ours"], lines)
     return text + ahead(cells, value, "forward_seconds", "Forward") + ahead(cells, value, "step_seconds", "In training")
 
 
@@ -131,7 +132,7 @@ def sampling(rows):
     for (sampler, label), color, marker in zip(SAMPLERS.items(), PALETTE, MARKERS):
         for plot, prior, axis in ((left, "shipped", 2), (right, "untrained", 1)):
             points = sorted((cell[axis], seconds[sampler]) for cell, seconds in found.items() if cell[0] == prior)
-            plot.plot(*zip(*points), color=color, marker=marker, markersize=4, label=label)
+            plot.plot(*zip(*points), color=color, marker=marker, markersize=4, label=label.replace("`", ""))
     left.set(title="shipped prior, 7×7 codes", xlabel="digits", ylabel="seconds", xscale="log", yscale="log")
     right.set(title="untrained prior", xlabel="rows and columns of the grid", yscale="log")
     right.set_xticks(sorted({grid for prior, grid, _ in found if prior == "untrained"}))
@@ -139,7 +140,7 @@ def sampling(rows):
     for plot in (left, right):
         plot.grid(True)
     lines = [[prior, f"{grid}×{grid}", f"{digits:,}", *(short(seconds[sampler]) for sampler in SAMPLERS), short(digits / seconds["cached"]),
-              f"{seconds['loop of predict'] / seconds['cached']:.0f} ×"] for (prior, grid, digits), seconds in sorted(found.items())]
+              f"{seconds['loop of predict'] / seconds['cached']:.0f}"] for (prior, grid, digits), seconds in sorted(found.items())]
     shown = picture("sampling", figure, "Seconds to draw digits with three samplers: on the left for more and more digits, on the right "
                     "for larger grids; the cached sampler is the fastest throughout")
     columns = [f"{label}, seconds" for label in SAMPLERS.values()]
@@ -196,6 +197,7 @@ def page(source):
     for name, (title, section, needed) in SECTIONS.items():
         if needed or (RESULTS / f"{name}.csv").exists():
             rows = read(name)
-            text += f"## {title}\n{told[title]}\n{section(rows)}"
+            with book_style():
+                text += f"## {title}\n{told[title]}\n{section(rows)}"
             text += f"Measured with `.venv/bin/python benchmarks/{name}.py`" + made_with(rows) + ".\n\n"
     return text
