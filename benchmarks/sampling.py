@@ -72,7 +72,7 @@ def main(arguments=None):
     parser.add_argument("--few", type=int, default=4, help="how many maps these draw")
     chosen = options(parser, "sampling", arguments, repeats=3)
     if chosen.quick:
-        chosen.counts, chosen.grids, chosen.few = [2], [3], 2
+        chosen.counts, chosen.grids, chosen.few = [], [2, 3], 2
     prior = load_pretrained("mnist")[1]
     sizes = {name: getattr(prior, name) for name in ("num_embeddings", "num_classes", "filters", "num_layers")}
     priors = [("shipped", prior, count) for count in chosen.counts]
