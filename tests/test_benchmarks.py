@@ -1,5 +1,6 @@
 """The benchmarks run, and what they measured meets the bars that the book speaks of."""
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -133,3 +134,47 @@ def test_rates_stay_below_the_limit():
     for row in committed("limit").values():
         assert 0 < float(row["share"]) < 1.1, "no product is faster than a large one, but for noise"
         assert float(row["billions_per_second"]) == pytest.approx(int(row["multiplications"]) / float(row["seconds"]) / 1e9, rel=1e-2)
+
+
+# The page
+
+
+SOURCE = "# How it compares\n\nWords.\n" + "".join(f"\n## {title}\n\nWords about it.\n" for title in (
+    "Time to quality", "The quantizer layer", "The prior", "Sampling", "Distance to the limit"))
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """The module that makes the page, on a copy of the tables."""
+    import compare
+
+    monkeypatch.setattr(compare, "PICTURES", tmp_path / "pictures")
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.setattr(compare, "RESULTS", tmp_path / "results")
+    shutil.copytree(measure.RESULTS, tmp_path / "results")
+    return compare
+
+
+def test_a_section_appears_with_its_table(page):
+    for name in ("time_to_quality", "prior"):
+        (page.RESULTS / f"{name}.csv").unlink(missing_ok=True)
+    text = page.page(SOURCE)
+    assert "## Sampling\n\nWords about it.\n" in text and "Time to quality" not in text and "The prior" not in text
+    ends = {"ours": (0.006, 0.004), "example": (0.009, 0.005)}
+    measure.write(page.RESULTS / "time_to_quality.csv", [
+        {"model": model, "seed": seed, "epoch": epoch, "seconds": 10.0 * epoch + seed, "mse": mse}
+        for model in ends for seed in (0, 2) for epoch, mse in enumerate(ends[model], start=1)], ("model", "seed", "epoch"))
+    text = page.page(SOURCE)
+    assert "| ours | 2 | 21 s | 0.00400 | 0.00400 to 0.00400 |" in text and "| example | 2 | not in all runs | 0.00500 |" in text
+    assert {path.stem for path in page.PICTURES.iterdir()} == {"time_to_quality", "quantizer", "sampling", "limit"}
+
+
+@pytest.mark.parametrize("name, lost", [("limit", "PixelCNN, products alone"), ("quantizer", '"ours, JAX"'), ("sampling", "cached")])
+def test_a_missing_figure_stops_the_build(page, name, lost):
+    path = page.RESULTS / f"{name}.csv"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if lost not in line))
+    with pytest.raises((ValueError, KeyError)):
+        page.page(SOURCE)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        page.page(SOURCE)
