@@ -9,7 +9,7 @@ from statistics import mean, median
 from project import ROOT
 from results import table
 
-from vqvae_tutorial.plotting import DPI, INK, PALETTE, book_style, new_figure
+from vqvae_tutorial.plotting import DPI, INK, PALETTE, WIDTH, book_style, new_figure
 
 RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "_build" / "pictures"
 MARKERS = "os^D"
@@ -28,7 +28,7 @@ def picture(name, figure, alternative):
     """Keeps a figure for the site, and gives the Markdown that shows it as the figures of the chapters are shown."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURES / f"{name}.png", dpi=DPI, metadata={"Software": None})
-    link = f"![{alternative}](/{(PICTURES / name).relative_to(ROOT).as_posix()}.png)"
+    link = f"![{alternative}](/{(PICTURES / name).relative_to(ROOT).as_posix()}.png){{.no-scaled-link width={round(100 * WIDTH)}px}}"
     return f'<div class="cell_output">\n\n{link}\n\n</div>\n\n'  # a directive would call it cell-output
 
 
