@@ -5,7 +5,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test test-colab test-oldest test-newest test-backends links reproduce study export wheel clean moved
+.PHONY: help book serve test test-colab test-oldest test-newest test-backends links reproduce study bench export wheel clean moved
 
 help:
 	@echo 'make book         build the book from the committed outputs (and its PDF, where there is a Chromium), and say where to open it'
@@ -17,7 +17,8 @@ help:
 	@echo 'make test-backends  run chapters and library tests on TensorFlow, JAX and PyTorch (BACKENDS=jax,torch chooses; half an hour)'
 	@echo 'make links        ask for every address that the book links to (wants the internet)'
 	@echo 'make reproduce    run every chapter at full size and keep outputs and weights (hours; goes on where it was stopped)'
-	@echo 'make study        train models over K and D, and print sampling times (hours; goes on where it was stopped)'
+	@echo 'make study        train models over K and D (hours; goes on where it was stopped)'
+	@echo 'make bench        measure time, memory and quality beside others, for the page "How it compares" (an hour or so)'
 	@echo 'make export       write the package from the notebooks, and clean the notebooks'
 	@echo 'make wheel        build the pip package into dist/'
 	@echo 'make clean        remove what was built (not .venv, fetched scripts, or stopped runs)'
@@ -57,7 +58,9 @@ reproduce: .venv/installed
 study: .venv/installed
 	@$(PY) benchmarks/grid.py
 	@$(PY) benchmarks/rate_distortion.py --published
-	@$(PY) benchmarks/sampling.py
+
+bench: .venv/installed
+	@for name in quantizer sampling limit; do $(PY) benchmarks/$$name.py || exit 1; done
 
 export: .venv/installed
 	@$(PY) -c 'from nbdev.doclinks import nbdev_export; nbdev_export()'

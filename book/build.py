@@ -29,7 +29,7 @@ def inputs():
     package = (ROOT / "vqvae_tutorial").glob("*.py")
     book = (path for path in (ROOT / "book").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     notebooks = (ROOT / "nbs").glob("*.ipynb")
-    tables = (ROOT / "vqvae_tutorial" / "results").glob("*.csv")
+    tables = (path for folder in ("vqvae_tutorial", "benchmarks") for path in (ROOT / folder / "results").glob("*.csv"))
     return sorted([*package, *book, *notebooks, *tables, ROOT / "_config.yml", ROOT / "_toc.yml"])
 
 

@@ -4,6 +4,7 @@ import re
 from collections import namedtuple
 from functools import lru_cache
 
+import compare
 import results
 from project import ROOT, cells, chapter_link, chapters, split_directives
 from sphinx.util.inspect import signature as get_signature
@@ -97,6 +98,8 @@ def write(app, page, source):
         source[0] += module_page(page.removeprefix("book/api/"))
     elif page == "book/results":
         source[0] += results.page()
+    elif page == "book/how_it_compares":
+        source[0] = compare.page(source[0])
 
 
 # Docstrings

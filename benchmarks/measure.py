@@ -1,0 +1,89 @@
+"""What the benchmarks share: turns, medians, tables in files, and what they were made with. Imports no backend, and chooses none."""
+import argparse
+import csv
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+
+
+def options(parser, name, arguments=None, repeats=5):
+    """Adds the arguments that all benchmarks take, and reads them; with `--quick` there is one repeat, and no table unless asked for."""
+    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    parser.add_argument("--quick", action="store_true", help="small sizes, one repeat: to see that all of it works")
+    parser.add_argument("--repeats", type=int, default=repeats, help="rounds of turns; the table gives medians")
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.csv", help="the table")
+    chosen = parser.parse_args(arguments)
+    if chosen.quick:
+        chosen.repeats = 1
+        chosen.out = None if chosen.out == RESULTS / f"{name}.csv" else chosen.out
+    return chosen
+
+
+def turns(calls, repeats, enough=20.0, least=0.0):
+    """Calls functions in turns, A B A B, after one round that does not count; gives the median seconds of each.
+
+    A call of the first round that took more than `enough` seconds counts, and is not repeated. In each later turn a function is
+    called until `least` seconds are filled.
+    """
+    times = {name: [seconds(call)] for name, call in calls.items()}
+    again = {name: call for name, call in calls.items() if times[name][0] <= enough}
+    for name in again:
+        times[name].clear()
+    for _ in range(repeats):
+        for name, call in again.items():
+            times[name].append(seconds(call, least))
+    return {name: median(each) for name, each in times.items()}
+
+
+def seconds(call, least=0.0):
+    """Seconds that a call takes: the mean over as many calls as fill `least` seconds, at least one."""
+    start, count = time.perf_counter(), 0
+    while not count or time.perf_counter() - start < least:
+        call()
+        count += 1
+    return (time.perf_counter() - start) / count
+
+
+def made_with(*packages):
+    """Versions and machine in a line: what one must know to compare times, and nothing of whose machine it is."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    versions = [f"{package} {metadata.version(package)}" for package in packages]
+    return "; ".join([f"{cpu}, {os.cpu_count()} cores", f"Python {platform.python_version()}", *versions])
+
+
+def read(path):
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path, rows, keys):
+    """Writes rows, dicts alike, into a CSV file as a whole; rows that are there already stay, unless they agree in `keys`."""
+    path = Path(path)
+    texts = [{name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items()} for row in rows]
+    name = lambda row: tuple(row[key] for key in keys)
+    kept = {name(row): row for row in (read(path) if path.exists() else []) if list(row) == list(texts[0])}
+    kept |= {name(row): row for row in texts}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(texts[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept.values())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def says_who(out):
+    """The line under a printed table: where the figures went."""
+    return f"Written to {out.name}." if out else "Nothing was written."

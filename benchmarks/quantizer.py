@@ -1,0 +1,298 @@
+"""Time and memory of quantizer layers, side by side: `python benchmarks/quantizer.py [--numbers 128 …] [--sizes 16 …] [--vectors 6272 …]`.
+
+Four layers get the same N vectors of size D and the same K codes: ours on TensorFlow and on JAX; the one-hot form, in which the
+well-known Keras example writes it; and that of `vector-quantize-pytorch`. Forward is what a trained model does. A training step is
+forward and backward, from a given gradient of the output to that of the input, and the update of the codebook: running means in ours and
+in PyTorch's, a step of Adam in the one-hot form. All run as in training: TensorFlow in a graph that does not know the size of the batch,
+as in `fit`; JAX compiled for the size it is given; PyTorch eagerly.
+
+For each cell of the table every layer has a process of its own, on the same two CPUs. The processes stay alive and are asked in turns,
+A B C D A B C D …; the table gives medians. Peak memory is the most that a process ever held (`ru_maxrss`), less what it held after imports,
+inputs and a first run with eight vectors. So it counts what the layer makes of N vectors, and neither libraries nor compilers.
+
+JAX and PyTorch are optional: `make test-backends` puts them into .venv/backends, where this script finds them.
+"""
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+from measure import made_with, options, says_who, seconds, write  # noqa: E402
+
+NUMBERS, SIZES, VECTORS = (128, 1024, 8192), (16, 64, 256), (6_272, 65_536)
+DECAY, BETA = 0.99, 0.25
+MOST_BYTES = 10e9  # a layer that would need more is left out
+LEAST = 0.1  # seconds of calls in each turn, so that short calls are repeated
+
+
+def arrays(vectors, number, size):
+    """The inputs, the gradient of the outputs, and the codebook."""
+    random = np.random.default_rng(0)
+    draw = lambda *shape: random.standard_normal(shape, "float32")
+    return draw(vectors, size), draw(vectors, size), draw(number, size)
+
+
+# The layers. Each gives two functions of inputs and slope: forward gives outputs, step gives the gradient of the inputs.
+
+
+def ours(codebook):
+    from vqvae_tutorial.layers import VectorQuantizer
+
+    layer = VectorQuantizer(*codebook.shape, decay=DECAY, commitment_cost=BETA, seed=0,
+                            embeddings_initializer=lambda shape, dtype: codebook)
+    layer.build((None, codebook.shape[1]))
+    layer.ema_steps.assign(10_000)  # in the midst of training: the first steps, debiased, would replace the codebook
+    return layer
+
+
+def compiled(tf, size, function):
+    """As Keras compiles what `fit` calls: for any number of vectors."""
+    spec = tf.TensorSpec((None, size), "float32")
+    return tf.function(function, input_signature=[spec] * function.__code__.co_argcount, jit_compile=False)
+
+
+def ours_tensorflow(codebook):
+    import tensorflow as tf
+
+    layer = ours(codebook)
+
+    def step(inputs, slope):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            outputs = layer(inputs, training=True)
+            loss = tf.reduce_sum(outputs * slope) + sum(layer.losses)
+        return tape.gradient(loss, inputs)
+
+    return compiled(tf, codebook.shape[1], lambda inputs: layer(inputs)), compiled(tf, codebook.shape[1], step)
+
+
+def ours_jax(codebook):
+    import jax
+    import jax.numpy as jnp
+
+    layer = ours(codebook)
+    state = [variable.value for variable in layer.non_trainable_variables]
+
+    @jax.jit
+    def forward(state, inputs):
+        return layer.stateless_call([], state, inputs)[0]
+
+    def loss(inputs, state, slope):
+        outputs, state, losses = layer.stateless_call([], state, inputs, training=True, return_losses=True)
+        return jnp.sum(outputs * slope) + sum(losses), state
+
+    update = jax.jit(jax.grad(loss, has_aux=True), donate_argnums=1)  # as Keras's trainer gives away the old state
+
+    def step(inputs, slope):
+        nonlocal state
+        gradient, state = update(inputs, state, slope)
+        return gradient.block_until_ready()
+
+    return lambda inputs: forward(state, inputs).block_until_ready(), step
+
+
+def one_hot_tensorflow(codebook):
+    """Distances, argmin, a one-hot matrix of N×K, and its product with the codebook, which learns by gradient (equation 3)."""
+    import keras
+    import tensorflow as tf
+
+    (number, size), codes = codebook.shape, tf.Variable(codebook)
+    adam = keras.optimizers.Adam(1e-3)
+    adam.build([codes])
+
+    def quantize(inputs):
+        distances = (tf.reduce_sum(inputs**2, axis=1, keepdims=True) + tf.reduce_sum(codes**2, axis=1)
+                     - 2 * tf.matmul(inputs, codes, transpose_b=True))
+        return tf.matmul(tf.one_hot(tf.argmin(distances, axis=1), number), codes)
+
+    def forward(inputs):
+        return inputs + tf.stop_gradient(quantize(inputs) - inputs)
+
+    def step(inputs, slope):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            quantized = quantize(inputs)
+            loss = (BETA * tf.reduce_mean((tf.stop_gradient(quantized) - inputs) ** 2)
+                    + tf.reduce_mean((quantized - tf.stop_gradient(inputs)) ** 2))
+            loss += tf.reduce_sum(slope * (inputs + tf.stop_gradient(quantized - inputs)))
+        gradient, for_codes = tape.gradient(loss, [inputs, codes])
+        adam.apply([for_codes], [codes])
+        return gradient
+
+    return compiled(tf, size, forward), compiled(tf, size, step)
+
+
+def vector_quantize_pytorch(codebook):
+    import torch
+    from vector_quantize_pytorch import VectorQuantize
+
+    number, size = codebook.shape
+    layer = VectorQuantize(size, number, decay=DECAY, eps=1e-6, commitment_weight=BETA, rotation_trick=False)
+    for buffer in (layer._codebook.embed, layer._codebook.embed_avg):
+        buffer.data.copy_(torch.from_numpy(codebook)[None])
+    layer._codebook.cluster_size.data.fill_(1.0)  # and so its running means are at the codebook, too
+
+    def forward(inputs):
+        with torch.no_grad():
+            return layer.eval()(inputs[None])[0][0]
+
+    def step(inputs, slope):
+        inputs = inputs.detach().requires_grad_()
+        outputs, _, loss = layer.train()(inputs[None])
+        ((outputs[0] * slope).sum() + loss.sum()).backward()
+        return inputs.grad
+
+    return forward, step
+
+
+# The layer, its backend, what it is made with, and the arrays of N×K numbers of four bytes that it may hold at once.
+LAYERS = {
+    "ours, TensorFlow": (ours_tensorflow, "tensorflow", ["keras", "tensorflow"], 2),
+    "ours, JAX": (ours_jax, "jax", ["keras", "jax"], 2),
+    "one-hot, TensorFlow": (one_hot_tensorflow, "tensorflow", ["keras", "tensorflow"], 4),
+    "vector-quantize-pytorch": (vector_quantize_pytorch, "torch", ["torch", "vector-quantize-pytorch"], 8),
+}
+
+
+# A layer in its own process
+
+
+def peak(anew=False):
+    """The most that this process has held until now, in bytes; `anew` counts from what it holds now, where the system can (Linux)."""
+    import resource
+
+    if anew:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def serve(name, vectors, number, size):
+    """Answers a parent that writes what it wants measured, a word a line, with a line of JSON each."""
+    make, backend, packages, _ = LAYERS[name]
+    converters = {"tensorflow": ("tensorflow", "convert_to_tensor"), "jax": ("jax.numpy", "array"), "torch": ("torch", "tensor")}
+    module, function = converters[backend]
+    try:
+        versions, convert = made_with(*packages), getattr(import_module(module), function)
+    except ImportError as error:
+        return print(json.dumps({"missing": str(error)}), flush=True)
+    inputs, slope, codebook = arrays(vectors, number, size)
+    forward, step = make(codebook)
+    given = [convert(array) for array in (inputs, slope)]
+    few = [convert(array[:8].copy()) for array in (inputs, slope)]
+    calls = {"forward": lambda x, _: np.asarray(forward(x)), "step": lambda *both: np.asarray(step(*both))}
+    error = float(np.mean(np.sum((calls["forward"](*few) - inputs[:8]) ** 2, axis=-1)))  # before the codebook moves
+    calls["step"](*few)
+    print(json.dumps({"made_with": versions, "error": error}), flush=True)
+    sys.stdin.readline()  # one layer after the other: memory may be short
+    start, memory = peak(anew=True), {}
+    for kind, call in calls.items():
+        call(*given)
+        memory[kind] = peak() - start
+    print(json.dumps(memory), flush=True)
+    for line in sys.stdin:
+        print(seconds(partial(calls[line.strip()], *given), LEAST), flush=True)
+
+
+def python():
+    """The Python that has JAX and PyTorch, if `make test-backends` has made one; else this one."""
+    found = [path for path in (HERE.parent / ".venv" / "backends").glob("*/python*") if path.stem == "python"]
+    return str(found[0]) if found else sys.executable
+
+
+class Worker:
+    """A layer in a process of its own, that can be asked."""
+
+    def __init__(self, name, *cell):
+        environment = os.environ | {"KERAS_BACKEND": LAYERS[name][1], "TF_CPP_MIN_LOG_LEVEL": "3"}
+        command = [python(), str(Path(__file__).resolve()), "--serve", name, *map(str, cell)]
+        self.errors = tempfile.TemporaryFile("w+")  # read only if something goes wrong: TensorFlow has much to say
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.errors}
+        self.process = subprocess.Popen(command, env=environment, text=True, **pipes)
+
+    def answer(self):
+        line = self.process.stdout.readline()
+        if not line:
+            self.errors.seek(0)
+            raise SystemExit(f"{self.errors.read()}A layer's process has ended by itself, with {self.process.wait()}.")
+        return json.loads(line)
+
+    def ask(self, word):
+        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def cell(vectors, number, size, repeats):
+    """One row for each layer that is there."""
+    left_out = [name for name, layer in LAYERS.items() if 4 * layer[3] * vectors * number > MOST_BYTES and "ours" not in name]
+    workers = {name: Worker(name, vectors, number, size) for name in LAYERS if name not in left_out}
+    try:
+        answers = {name: worker.answer() for name, worker in workers.items()}
+        for name, answer in answers.items():
+            if "missing" in answer:
+                print(f"{name} is left out: {answer['missing']} (see --help)", flush=True)
+                workers[name].end()
+        workers = {name: worker for name, worker in workers.items() if "missing" not in answers[name]}
+        errors = [answers[name]["error"] for name in workers]
+        if not np.allclose(errors, errors[0], rtol=1e-3):
+            raise SystemExit(f"The layers do not agree on the mean squared distance: {dict(zip(workers, errors))}")
+        memory = {name: worker.ask("memory") for name, worker in workers.items()}
+        rounds = [{(name, kind): worker.ask(kind) for kind in ("forward", "step") for name, worker in workers.items()}
+                  for _ in range(repeats)]
+    finally:
+        for worker in workers.values():
+            worker.end()
+    for name in workers:
+        times = {f"{kind}_seconds": median(each[name, kind] for each in rounds) for kind in ("forward", "step")}
+        most = {f"{kind}_megabytes": memory[name][kind] / 1e6 for kind in ("forward", "step")}
+        yield {"N": vectors, "K": number, "D": size, "layer": name} | times | most | {"made_with": answers[name]["made_with"]}
+    for name in left_out:
+        print(f"{name} is left out at N = {vectors:,}, K = {number:,}: it would hold several gigabytes", flush=True)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Compare quantizer layers; cells that are not asked for keep their rows.")
+    for name, values in {"numbers": NUMBERS, "sizes": SIZES, "vectors": VECTORS}.items():
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=values)
+    chosen = options(parser, "quantizer", arguments)
+    if chosen.quick:
+        chosen.numbers, chosen.sizes, chosen.vectors = (128,), (16,), (6_272,)
+    print(f"{'N':>7}{'K':>6}{'D':>5}  {'layer':<24}{'forward':>12}{'step':>12}{'forward':>12}{'step':>12}")
+    for vectors in chosen.vectors:
+        for number in chosen.numbers:
+            for size in chosen.sizes:
+                rows = list(cell(vectors, number, size, chosen.repeats))
+                for row in rows:
+                    print(f"{vectors:7}{number:6}{size:5}  {row['layer']:<24}"
+                          + "".join(f"{1000 * row[f'{kind}_seconds']:9.2f} ms" for kind in ("forward", "step"))
+                          + "".join(f"{row[f'{kind}_megabytes']:9.1f} MB" for kind in ("forward", "step")), flush=True)
+                if chosen.out:
+                    write(chosen.out, rows, ("N", "K", "D", "layer"))
+    print(says_who(chosen.out))
+    return 0
+
+
+if __name__ == "__main__":
+    if "--serve" in sys.argv:
+        name, *size = sys.argv[2:]
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+        sys.exit(serve(name, *map(int, size)))
+    sys.exit(main())

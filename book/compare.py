@@ -1,0 +1,203 @@
+"""The page "How it compares": tables and pictures of what the benchmarks measured, from the tables in `benchmarks/results`.
+
+A table that is missing stops the build, and so does a figure that is missing in one.
+"""
+import csv
+import math
+from statistics import mean, median
+
+from project import ROOT
+from results import table
+
+from vqvae_tutorial.plotting import DPI, INK, PALETTE, WIDTH, book_style, new_figure
+
+RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "_build" / "pictures"
+MARKERS = "os^D"
+GOAL = 0.0042  # the test MSE that the well-known example ends with
+LAYERS = {"ours, TensorFlow": "ours on TensorFlow", "ours, JAX": "ours on JAX", "one-hot, TensorFlow": "one-hot on TensorFlow",
+          "vector-quantize-pytorch": "vector-quantize-pytorch"}
+SAMPLERS = {"loop of predict": "loop of `predict`", "compiled loop": "compiled loop", "cached": "cached"}
+
+
+def read(name):
+    with (RESULTS / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def picture(name, figure, alternative):
+    """Keeps a figure for the site, and gives the Markdown that shows it as the figures of the chapters are shown."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURES / f"{name}.png", dpi=DPI, metadata={"Software": None})
+    link = f"![{alternative}](/{(PICTURES / name).relative_to(ROOT).as_posix()}.png){{.no-scaled-link width={round(100 * WIDTH)}px}}"
+    return f'<div class="cell_output">\n\n{link}\n\n</div>\n\n'  # a directive would call it cell-output
+
+
+def short(number):
+    """A number with three digits that count, or all before the point."""
+    return f"{number:,.{max(0, 2 - math.floor(math.log10(number)))}f}" if number else "0"
+
+
+# The sections, each from the rows of its table
+
+
+def time_to_quality(rows):
+    """Seconds until the goal and error at the end, over the seeds of each model."""
+    runs = {}
+    for row in rows:
+        runs.setdefault(row["model"], {}).setdefault(row["seed"], []).append((float(row["seconds"]), float(row["mse"])))
+    figure, axes = new_figure(height=2.8)
+    lines = []
+    for (model, seeds), color, marker in zip(runs.items(), PALETTE, MARKERS):
+        for number, run in enumerate(seeds.values()):
+            axes.plot(*zip(*run), color=color, marker=marker, markersize=3, label=None if number else model)
+        reached = [next((seconds for seconds, mse in run if mse <= GOAL), None) for run in seeds.values()]
+        until = "not in all runs" if None in reached else f"{median(reached):.0f} s"
+        ends = [run[-1][1] for run in seeds.values()]
+        lines.append([model, len(seeds), until, f"{mean(ends):.5f}", f"{min(ends):.5f} to {max(ends):.5f}"])
+    axes.axhline(GOAL, linestyle="--", linewidth=1, color=INK)
+    axes.set(xlabel="seconds of training", ylabel="test MSE", xscale="log", yscale="log")
+    axes.legend()
+    axes.grid(True)
+    shown = picture("time_to_quality", figure, f"Test error against seconds of training, a line for each seed of {' and '.join(runs)}; a "
+                    f"dashed line marks {GOAL}")
+    return shown + table(["model", "seeds", f"until test MSE {GOAL}, median", "test MSE at the end", "from, to"], lines)
+
+
+COLUMNS = {"forward_seconds": ("Forward, in milliseconds", 1000), "step_seconds": ("A training step, in milliseconds", 1000),
+           "step_megabytes": ("Peak memory of a training step, in megabytes", 1)}
+
+
+def quantizer(rows):
+    """Times and memory of all cells, and a sentence on where ours is ahead."""
+    found = {}
+    for row in rows:
+        found.setdefault(tuple(int(row[name]) for name in "NKD"), {})[row["layer"]] = row
+    cells = sorted(found)
+
+    def value(cell, layer, column):
+        """A figure, or None where a peer's cell was left out."""
+        if layer not in found[cell] and layer.startswith("ours"):
+            raise ValueError(f"quantizer.csv lacks {layer} at N, K, D = {cell}: run `make bench` where JAX is installed")
+        return float(found[cell][layer][column]) if layer in found[cell] else None
+
+    text = picture("quantizer", drawing(cells, value), "Milliseconds of a training step of four quantizer layers, for each number of "
+                   "vectors, number of codes and size of codes, on a logarithmic scale; the tables below give the numbers")
+    for column, (what, factor) in COLUMNS.items():
+        lines = []
+        for cell in cells:
+            numbers = [value(cell, layer, column) for layer in LAYERS]
+            ratio = f"{numbers[2] / numbers[0]:.1f}" if numbers[2] else ""
+            lines.append([*map("{:,}".format, cell), *(short(factor * number) if number else "" for number in numbers), ratio])
+        text += f"{what}; the last column compares the two on TensorFlow:\n\n"
+        text += table(["N", "K", "D", *LAYERS.values(), "one-hot / ours"], lines)
+    return text + ahead(cells, value, "forward_seconds", "Forward") + ahead(cells, value, "step_seconds", "In training")
+
+
+def ahead(cells, value, column, what):
+    """In how many cells ours is faster than vector-quantize-pytorch, and which are the others."""
+    both = [cell for cell in cells if value(cell, "vector-quantize-pytorch", column)]
+    sentences = []
+    for ours in ("ours, TensorFlow", "ours, JAX"):
+        slower = [cell for cell in both if value(cell, ours, column) > value(cell, "vector-quantize-pytorch", column)]
+        where = " and ".join(f"N = {N:,}, K = {K:,}, D = {D}" for N, K, D in slower)
+        sentences.append(f"{LAYERS[ours]} is faster than vector-quantize-pytorch in {len(both) - len(slower)} of {len(both)} cells"
+                         + (f" (not at {where})" if slower else ""))
+    return f"{what}, {', and '.join(sentences)}.\n\n"
+
+
+def drawing(cells, value):
+    """Times of a training step, a panel for each number of vectors."""
+    counts = sorted({cell[0] for cell in cells})
+    figure, axes = new_figure(1, len(counts), height=3.2, sharey=True, squeeze=False)
+    for plot, count in zip(axes.flat, counts):
+        here = [cell for cell in cells if cell[0] == count]
+        for (layer, label), color, marker in zip(LAYERS.items(), PALETTE, MARKERS):
+            times = [value(cell, layer, "step_seconds") for cell in here]
+            points = [(place, 1000 * seconds) for place, seconds in enumerate(times) if seconds]
+            plot.plot(*zip(*points), color=color, marker=marker, markersize=4, linewidth=0.8, label=label)
+        plot.set(title=f"{count:,} vectors", yscale="log", xlabel="K, and D below")
+        plot.set_xticks(range(len(here)), [f"{K}\n{D}" for _, K, D in here], fontsize=7)
+        plot.grid(True, axis="y")
+    axes.flat[0].set_ylabel("milliseconds a training step")
+    axes.flat[0].legend(fontsize=7)
+    return figure
+
+
+def sampling(rows):
+    """Seconds for each number of digits and each grid."""
+    found = {}
+    for row in rows:
+        found.setdefault((row["prior"], int(row["grid"]), int(row["digits"])), {})[row["sampler"]] = float(row["seconds"])
+    figure, (left, right) = new_figure(1, 2, height=2.8)
+    for (sampler, label), color, marker in zip(SAMPLERS.items(), PALETTE, MARKERS):
+        for plot, prior, axis in ((left, "shipped", 2), (right, "untrained", 1)):
+            points = sorted((cell[axis], seconds[sampler]) for cell, seconds in found.items() if cell[0] == prior)
+            plot.plot(*zip(*points), color=color, marker=marker, markersize=4, label=label.replace("`", ""))
+    left.set(title="shipped prior, 7×7 codes", xlabel="digits", ylabel="seconds", xscale="log", yscale="log")
+    right.set(title="untrained prior", xlabel="rows and columns of the grid", yscale="log")
+    right.set_xticks(sorted({grid for prior, grid, _ in found if prior == "untrained"}))
+    left.legend()
+    for plot in (left, right):
+        plot.grid(True)
+    lines = [[prior, f"{grid}×{grid}", f"{digits:,}", *(short(seconds[sampler]) for sampler in SAMPLERS), short(digits / seconds["cached"]),
+              f"{seconds['loop of predict'] / seconds['cached']:.0f}"] for (prior, grid, digits), seconds in sorted(found.items())]
+    shown = picture("sampling", figure, "Seconds to draw digits with three samplers: on the left for more and more digits, on the right "
+                    "for larger grids; the cached sampler is the fastest throughout")
+    columns = [f"{label}, seconds" for label in SAMPLERS.values()]
+    return shown + table(["prior", "grid", "digits", *columns, "cached, images a second", "loop / cached"], lines)
+
+
+def limit(rows):
+    """Rates beside the limit, and the share of a step that its products would take alone."""
+    by = {row["what"]: row for row in rows}
+    names = list(by)[::-1]
+    figure, axes = new_figure(height=0.32 * len(rows) + 0.6)
+    colors = [PALETTE[name != "matrix product"] for name in names]
+    axes.barh(names, [float(by[name]["billions_per_second"]) for name in names], color=colors)
+    axes.set(xlabel="10⁹ multiplications a second")
+    axes.grid(True, axis="x")
+    text = picture("limit", figure, "Bars of multiplications a second: a large matrix product, the training steps of VQ-VAE and PixelCNN, "
+                   "their products alone, and the quantizer layer at three sizes")
+    text += table(["what", "million multiplications", "milliseconds", "10⁹ a second", "of the limit"],
+                  [[name, f"{int(row['multiplications']) / 1e6:,.0f}", short(1000 * float(row["seconds"])),
+                    short(float(row["billions_per_second"])), f"{float(row['share']):.0%}"] for name, row in by.items()])
+    for model in ("VQ-VAE", "PixelCNN"):
+        share = float(by[f"{model}, products alone"]["seconds"]) / float(by[f"{model}, training step"]["seconds"])
+        text += f"The products of the {model}, each alone, take {share:.0%} of the time of its training step.\n"
+    return text + "\n"
+
+
+def plain(rows):
+    """All columns as they are."""
+    columns = [name for name in rows[0] if name != "made_with"]
+    return table(columns, [[row[name] for name in columns] for row in rows])
+
+
+# Of each table: the title of its section, what writes it, and whether the book must have it.
+SECTIONS = {
+    "time_to_quality": ("Time to quality", time_to_quality, False),
+    "quantizer": ("The quantizer layer", quantizer, True),
+    "prior": ("The prior", plain, False),
+    "sampling": ("Sampling", sampling, True),
+    "limit": ("Distance to the limit", limit, True),
+}
+
+
+def made_with(rows):
+    """What the rows say about machine and versions, each part once."""
+    parts = {part: None for row in rows for part in row.get("made_with", "").split("; ") if part}
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def page(source):
+    """The page: under each heading of its source what it says there, and what the benchmark found; no heading without its table."""
+    head, *parts = source.split("\n## ")
+    told = {part.partition("\n")[0].strip(): part.partition("\n")[2] for part in parts}
+    text = head.rstrip() + "\n\n"
+    for name, (title, section, needed) in SECTIONS.items():
+        if needed or (RESULTS / f"{name}.csv").exists():
+            rows = read(name)
+            with book_style():
+                text += f"## {title}\n{told[title]}\n{section(rows)}"
+            text += f"Measured with `.venv/bin/python benchmarks/{name}.py`" + made_with(rows) + ".\n\n"
+    return text

@@ -1,0 +1,180 @@
+"""The benchmarks run, and what they measured meets the bars that the book speaks of."""
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+
+import pytest
+from project import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import measure  # noqa: E402
+import quantizer as layers  # noqa: E402
+
+OURS, ONE_HOT = "ours, TensorFlow", "one-hot, TensorFlow"
+SCRIPTS = {"quantizer": ("N", "K", "D", "layer"), "sampling": ("prior", "grid", "digits", "sampler"), "limit": ("what",)}
+
+
+def committed(name):
+    """The rows of a committed table, by what names them; numbers as numbers."""
+    return {tuple(row[key] for key in SCRIPTS[name]): row for row in measure.read(measure.RESULTS / f"{name}.csv")}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_benchmark_runs_and_writes_its_table(tmp_path, name):
+    out = tmp_path / "quick.csv"
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--quick", "--out", str(out)]
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"KERAS_BACKEND": "tensorflow"}, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    assert "Written to quick.csv." in ran.stdout
+    rows = measure.read(out)
+    assert list(rows[0]) == list(measure.read(measure.RESULTS / f"{name}.csv")[0])
+    for row in rows:
+        assert all(float(row[column]) > 0 for column in row if column.endswith(("seconds", "second", "share"))), row
+        assert "Python 3" in row["made_with"] and "cores" in row["made_with"]
+    assert len({tuple(row[key] for key in SCRIPTS[name]) for row in rows}) == len(rows) >= 2
+    assert [path.name for path in tmp_path.iterdir()] == ["quick.csv"]
+
+
+def test_functions_take_turns(monkeypatch):
+    """A slow function is called once; the others in turns, after a round that does not count; a median is not moved by one bad turn."""
+    clock, order = [0.0], []
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+
+    def call(name, *lasts):
+        lasts = list(lasts)
+
+        def called():
+            order.append(name)
+            clock[0] += lasts.pop(0)
+        return called
+
+    calls = {"A": call("A", 9.0, 1.0, 3.0, 2.0), "B": call("B", 9.0, 4.0, 80.0, 5.0), "slow": call("slow", 21.0)}
+    assert measure.turns(calls, 3) == {"A": 2.0, "B": 5.0, "slow": 21.0}
+    assert order == ["A", "B", "slow", "A", "B", "A", "B", "A", "B"]
+
+
+def test_a_table_keeps_the_rows_that_are_not_measured_again(tmp_path):
+    path = tmp_path / "table.csv"
+    measure.write(path, [{"K": 1, "seconds": 0.123456}, {"K": 2, "seconds": 2.0}], ("K",))
+    measure.write(path, [{"K": 2, "seconds": 3.0}], ("K",))
+    assert path.read_text(encoding="utf-8") == "K,seconds\n1,0.1235\n2,3\n"
+
+
+def test_memory_is_counted(monkeypatch):
+    """A layer that holds an array more is seen to: the one-hot form at the smallest size that shows."""
+    worker = layers.Worker(ONE_HOT, 4096, 2048, 4)
+    try:
+        worker.answer()
+        held = worker.ask("memory")
+    finally:
+        worker.end()
+    assert held["step"] >= held["forward"] > 2 * 4 * 4096 * 2048 * 0.9, "the distances and the one-hot matrix, at least"
+
+
+# The bars
+
+
+def cells():
+    table = committed("quantizer")
+    return {cell: {key[3]: row for key, row in table.items() if key[:3] == cell} for cell in {key[:3] for key in table}}
+
+
+def test_every_cell_was_measured():
+    found = cells()
+    assert set(found) == {(str(N), str(K), str(D)) for N in layers.VECTORS for K in layers.NUMBERS for D in layers.SIZES}
+    assert all({OURS, "ours, JAX", ONE_HOT} <= set(rows) for rows in found.values())
+
+
+def ratios(column, other, ours=OURS, least=0):
+    """How many times as much another layer takes as ours, in each cell with at least so many codes where both were measured."""
+    return {cell: float(rows[other][column]) / float(rows[ours][column]) for cell, rows in cells().items()
+            if int(cell[1]) >= least and other in rows}
+
+
+@pytest.mark.parametrize("column", ["forward_seconds", "step_seconds"])
+def test_the_one_hot_form_is_never_faster(column):
+    slower = {cell: ratio for cell, ratio in ratios(column, ONE_HOT).items() if ratio < 0.9}  # a tenth for noise
+    assert slower == {}
+
+
+def test_training_with_many_codes_is_twice_as_fast_as_one_hot():
+    found = ratios("step_seconds", ONE_HOT, least=1024)
+    assert len(found) == 12 and statistics.median(found.values()) >= 2 and min(found.values()) >= 1.5, found
+
+
+def test_many_codes_need_less_memory_than_one_hot():
+    assert all(min(ratios(column, ONE_HOT, ours, 1024).values()) > 1 for column in ("forward_megabytes", "step_megabytes")
+               for ours in (OURS, "ours, JAX"))
+
+
+@pytest.mark.parametrize("layer", [OURS, "ours, JAX"])
+def test_no_array_of_all_distances_is_made(layer):
+    for (N, K, D), rows in cells().items():
+        if int(K) == 8192:
+            assert float(rows[layer]["step_megabytes"]) < 0.5 * 4 * int(N) * int(K) / 1e6, (N, K, D)
+
+
+@pytest.mark.parametrize("layer", [OURS, "ours, JAX"])
+@pytest.mark.parametrize("column", ["forward_seconds", "step_seconds"])
+def test_faster_than_vector_quantize_pytorch_in_most_cells(column, layer):
+    found = ratios(column, "vector-quantize-pytorch", layer)
+    assert len(found) == 15 and sum(ratio > 1 for ratio in found.values()) > 0.5 * len(found)
+
+
+def test_sampling_a_hundred_digits_beats_the_naive_loop():
+    table = committed("sampling")
+    loop, cached = (float(table["shipped", "7", "100", sampler]["seconds"]) for sampler in ("loop of predict", "cached"))
+    assert loop >= 30 * cached
+    assert {"7", "14", "28"} <= {grid for prior, grid, _, _ in table if prior == "untrained"}
+
+
+def test_rates_stay_below_the_limit():
+    for row in committed("limit").values():
+        assert 0 < float(row["share"]) < 1.1, "no product is faster than a large one, but for noise"
+        assert float(row["billions_per_second"]) == pytest.approx(int(row["multiplications"]) / float(row["seconds"]) / 1e9, rel=1e-2)
+
+
+# The page
+
+
+SOURCE = "# How it compares\n\nWords.\n" + "".join(f"\n## {title}\n\nWords about it.\n" for title in (
+    "Time to quality", "The quantizer layer", "The prior", "Sampling", "Distance to the limit"))
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """The module that makes the page, on a copy of the tables."""
+    import compare
+
+    monkeypatch.setattr(compare, "PICTURES", tmp_path / "pictures")
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    monkeypatch.setattr(compare, "RESULTS", tmp_path / "results")
+    shutil.copytree(measure.RESULTS, tmp_path / "results")
+    return compare
+
+
+def test_a_section_appears_with_its_table(page):
+    for name in ("time_to_quality", "prior"):
+        (page.RESULTS / f"{name}.csv").unlink(missing_ok=True)
+    text = page.page(SOURCE)
+    assert "## Sampling\n\nWords about it.\n" in text and "Time to quality" not in text and "The prior" not in text
+    ends = {"ours": (0.006, 0.004), "example": (0.009, 0.005)}
+    measure.write(page.RESULTS / "time_to_quality.csv", [
+        {"model": model, "seed": seed, "epoch": epoch, "seconds": 10.0 * epoch + seed, "mse": mse}
+        for model in ends for seed in (0, 2) for epoch, mse in enumerate(ends[model], start=1)], ("model", "seed", "epoch"))
+    text = page.page(SOURCE)
+    assert "| ours | 2 | 21 s | 0.00400 | 0.00400 to 0.00400 |" in text and "| example | 2 | not in all runs | 0.00500 |" in text
+    assert {path.stem for path in page.PICTURES.iterdir()} == {"time_to_quality", "quantizer", "sampling", "limit"}
+
+
+@pytest.mark.parametrize("name, lost", [("limit", "PixelCNN, products alone"), ("quantizer", '"ours, JAX"'), ("sampling", "cached")])
+def test_a_missing_figure_stops_the_build(page, name, lost):
+    path = page.RESULTS / f"{name}.csv"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if lost not in line))
+    with pytest.raises((ValueError, KeyError)):
+        page.page(SOURCE)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        page.page(SOURCE)
