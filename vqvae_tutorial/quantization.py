@@ -9,11 +9,12 @@ import operator
 import warnings
 
 import numpy as np
-from keras import ops
+from keras import KerasTensor, ops
 
 # %% ../nbs/01_vector_quantization.ipynb #f0965286
 #| code-fold: true
-_MOST_DISTANCES = 2**23  # numbers held at once: 32 MB of float32
+_MOST_DISTANCES = 2**21  # numbers held at once: 8 MB of float32, which a processor's cache keeps from one pass to the next
+_FEWEST_ROWS = 256  # of vectors at once, however many codes: a matrix product of fewer is slow
 
 
 def _known(values):
@@ -82,13 +83,17 @@ def squared_distances(vectors, codebook):
     _check_match(vectors, codebook)
     vectors = ops.cast(vectors, "float32")
     own = ops.sum(ops.square(vectors), axis=-1, keepdims=True)
-    return ops.maximum(own + _scores(vectors, codebook), 0.0)
+    return ops.maximum(own + _scores(vectors, *_planes(codebook)), 0.0)
 
 
-def _scores(vectors, codebook):
-    # Squared distances without ‖x‖², which is the same for all codes.
+def _planes(codebook):
+    # Squared distances without ‖x‖², which is the same for all codes, are linear in x: -2 e and ‖e‖².
     codebook = ops.cast(codebook, "float32")
-    return ops.dot(vectors, -2.0 * ops.transpose(codebook)) + ops.sum(ops.square(codebook), axis=-1)
+    return -2.0 * ops.transpose(codebook), ops.sum(ops.square(codebook), axis=-1)
+
+
+def _scores(vectors, slopes, norms):
+    return ops.dot(vectors, slopes) + norms
 
 # %% ../nbs/01_vector_quantization.ipynb #1f79d67e
 def nearest_code(vectors, codebook):
@@ -112,21 +117,27 @@ def nearest_code(vectors, codebook):
     """
     num_codes, depth = _check_match(vectors, codebook)
     vectors = ops.cast(vectors, "float32")
-    shape, rows = tuple(vectors.shape), max(1, _MOST_DISTANCES // num_codes)
+    shape, rows, planes = tuple(vectors.shape), max(_FEWEST_ROWS, _MOST_DISTANCES // num_codes), _planes(codebook)
     if 0 in shape:
         return ops.zeros(shape[:-1], "int32")
-    if None in shape or np.prod(shape[:-1]) <= rows:
-        return _first_smallest(_scores(vectors, codebook))
+    if isinstance(vectors, KerasTensor):  # only the shape is asked for
+        return ops.cast(ops.argmin(_scores(vectors, *planes), axis=-1), "int32")
+    if None not in shape and np.prod(shape[:-1]) <= rows:
+        return _first_smallest(_scores(vectors, *planes))
     flat = ops.reshape(vectors, (-1, depth))
-    slices = [flat[start : start + rows] for start in range(0, flat.shape[0], rows)]
-    codes = [_first_smallest(_scores(part, codebook)) for part in slices]
-    return ops.reshape(ops.concatenate(codes), shape[:-1])
+    count = ops.shape(flat)[0]
+    slices = count // rows + 1
+    rows = -(-count // slices)  # so that few are made up to fill the last slice
+    flat = ops.reshape(ops.pad(flat, [(0, slices * rows - count), (0, 0)]), (slices, rows, depth))
+    codes = ops.map(lambda part: _first_smallest(_scores(part, *planes)), flat)
+    return ops.reshape(ops.reshape(codes, (-1,))[:count], ops.shape(vectors)[:-1])
 
 
 def _first_smallest(scores):
-    # ops.argmin would first mend the signs of zeros, in extra passes over all scores on TensorFlow.
-    smallest = ops.min(scores, axis=-1, keepdims=True)
-    return ops.cast(ops.argmax(ops.cast(scores <= smallest, "int8"), axis=-1), "int32")
+    # ops.argmin of floats first mends the signs of zeros, in extra passes over all scores. So the bits of floats from 0 on are read as
+    # whole numbers, which have the same order.
+    above = scores - ops.min(scores, axis=-1, keepdims=True)
+    return ops.cast(ops.argmin(ops.view(above, "int32"), axis=-1), "int32")
 
 # %% ../nbs/01_vector_quantization.ipynb #da61d98c
 def look_up(codes, codebook):
