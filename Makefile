@@ -18,7 +18,7 @@ help:
 	@echo 'make links        ask for every address that the book links to (wants the internet)'
 	@echo 'make reproduce    run every chapter at full size and keep outputs and weights (hours; goes on where it was stopped)'
 	@echo 'make study        train models over K and D (hours; goes on where it was stopped)'
-	@echo 'make bench        measure time, memory and quality beside others, for the page "How it compares" (an hour or so)'
+	@echo 'make bench        measure time, memory and quality beside others, for the page "How it compares" (hours, most of them for the time to quality)'
 	@echo 'make export       write the package from the notebooks, and clean the notebooks'
 	@echo 'make wheel        build the pip package into dist/'
 	@echo 'make clean        remove what was built (not .venv, fetched scripts, or stopped runs)'
@@ -60,7 +60,7 @@ study: .venv/installed
 	@$(PY) benchmarks/rate_distortion.py --published
 
 bench: .venv/installed
-	@for name in quantizer sampling limit; do $(PY) benchmarks/$$name.py || exit 1; done
+	@for name in quantizer prior sampling limit time_to_quality; do $(PY) benchmarks/$$name.py || exit 1; done
 
 export: .venv/installed
 	@$(PY) -c 'from nbdev.doclinks import nbdev_export; nbdev_export()'

@@ -44,12 +44,13 @@ def main(arguments=None):
     found = priors(shipped, codes, labels)
     medians = turns({name: train for name, (_, train) in found.items()}, chosen.repeats)
     machine = made_with("keras", "tensorflow", "numpy")
-    rows = [{"prior": name, "weights": prior.count_params(), "seconds_per_epoch": medians[name] * EPOCH / len(codes), "machine": machine}
+    rows = [{"prior": name, "weights": prior.count_params(), "seconds_per_epoch": medians[name] * EPOCH / len(codes), "made_with": machine}
             for name, (prior, _) in found.items()]
     print(f"{machine}; medians of {chosen.repeats} rounds of {len(codes) // 128} batches, scaled to {EPOCH:,} maps")
     print(f"{'prior':12}{'weights':>10}{'seconds an epoch':>20}{'published / this':>20}")
     for row in rows:
-        print(f"{row['prior']:12}{row['weights']:10,}{row['seconds_per_epoch']:20.1f}{medians['published'] / medians[row['prior']]:18.2f} ×")
+        ratio = medians["published"] / medians[row["prior"]]
+        print(f"{row['prior']:12}{row['weights']:10,}{row['seconds_per_epoch']:20.1f}{ratio:18.2f} ×")
     if chosen.out:
         write(chosen.out, rows, ["prior"])
     print(says_who(chosen.out))

@@ -1,4 +1,4 @@
-"""Seconds of training until the test error is that of the well-known example: `python benchmarks/time_to_quality.py [--quick] [--out FILE]`.
+"""Seconds of training until the test error is that of the known example: `python benchmarks/time_to_quality.py [--quick] [--out FILE]`.
 
 Three models train on the 60,000 digits with batches of 128, in turns (A B C A B C …), once for each seed:
 
@@ -41,7 +41,8 @@ def build(name, seed, steps):
     keras.utils.set_random_seed(seed)
     if name == "ours":
         model = VQVAE(embedding_dim=16, num_embeddings=128, seed=seed)
-        rate = keras.optimizers.schedules.CosineDecay(1e-4, max(1, PUBLISHED * steps - 100), alpha=0.01, warmup_target=2e-3, warmup_steps=100)
+        rate = keras.optimizers.schedules.CosineDecay(1e-4, max(1, PUBLISHED * steps - 100), alpha=0.01, warmup_target=2e-3,
+                                                      warmup_steps=100)
     else:
         model, rate = build_keras_example(seed=seed), 1e-3
         if name == "quantizer":
@@ -83,7 +84,8 @@ def summary(rows, quality=QUALITY):
     """For each model and seed: seconds to the quality (infinite where it was not reached), and error and batches at the end."""
     found = {}
     for model, seed in dict.fromkeys((row["model"], row["seed"]) for row in rows):
-        run = sorted([float(row[name]) for name in ("seconds", "mse", "batches")] for row in rows if (row["model"], row["seed"]) == (model, seed))
+        run = sorted([float(row[name]) for name in ("seconds", "mse", "batches")]
+                     for row in rows if (row["model"], row["seed"]) == (model, seed))
         entry = found.setdefault(model, {"seconds": [], "mse": [], "batches": []})
         entry["seconds"].append(next((seconds for seconds, mse, _ in run if mse <= quality), np.inf))
         entry["mse"].append(run[-1][1])
@@ -114,8 +116,8 @@ def main(arguments=None):
     print(f"{'':12}seconds to test MSE {QUALITY}, each seed   median   example / this   test MSE at the end")
     for name, entry in found.items():
         told, median = ", ".join("never" if np.isinf(each) else f"{each:.0f}" for each in entry["seconds"]), np.median(entry["seconds"])
-        print(f"{name:12}{told:37}{median:8.0f}{base / median if np.isfinite(median) else np.nan:15.1f} ×   {np.mean(entry['mse']):.5f}, from "
-              f"{min(entry['mse']):.5f} to {max(entry['mse']):.5f}, after {np.median(entry['batches']) / steps:.0f} epochs")
+        ratio = base / median if np.isfinite(median) else np.nan
+        print(f"{name:12}{told:37}{median:8.0f}{ratio:15.1f} ×   {np.mean(entry['mse']):.5f}, from {min(entry['mse']):.5f} to {max(entry['mse']):.5f}, after {np.median(entry['batches']) / steps:.0f} epochs")
     return 0
 
 

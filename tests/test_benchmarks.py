@@ -162,10 +162,10 @@ def test_a_section_appears_with_its_table(page):
     assert "## Sampling\n\nWords about it.\n" in text and "Time to quality" not in text and "The prior" not in text
     ends = {"ours": (0.006, 0.004), "example": (0.009, 0.005)}
     measure.write(page.RESULTS / "time_to_quality.csv", [
-        {"model": model, "seed": seed, "epoch": epoch, "seconds": 10.0 * epoch + seed, "mse": mse}
-        for model in ends for seed in (0, 2) for epoch, mse in enumerate(ends[model], start=1)], ("model", "seed", "epoch"))
+        {"model": model, "seed": seed, "batches": 469 * epoch, "seconds": 10.0 * epoch + seed, "mse": mse}
+        for model in ends for seed in (0, 2) for epoch, mse in enumerate(ends[model], start=1)], ("model", "seed", "batches"))
     text = page.page(SOURCE)
-    assert "| ours | 2 | 21 s | 0.00400 | 0.00400 to 0.00400 |" in text and "| example | 2 | not in all runs | 0.00500 |" in text
+    assert "| chapter 3 | 2 | 21 |  | 2 | 0.00400 | 0.00400 to 0.00400 |" in text and "| the example | 2 | not reached |" in text
     assert {path.stem for path in page.PICTURES.iterdir()} == {"time_to_quality", "quantizer", "sampling", "limit"}
 
 

@@ -9,7 +9,6 @@ import tensorflow as tf
 from vqvae_tutorial import load_pretrained
 from vqvae_tutorial.pixelcnn import GatedLayer, MaskedConv2D, PixelCNN, _Sampler, build_ungated_pixelcnn, check_pair
 
-
 values = keras.ops.convert_to_numpy
 
 

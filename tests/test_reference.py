@@ -281,7 +281,8 @@ def backed_up(folder, images, filters=4, damage=lambda file: None):
         damage(newest)
     model = VQVAE(4, 8, encoder=build_encoder(4, filters=filters), decoder=build_decoder(4, filters=filters))
     model.compile("adam")
-    model.fit(images, epochs=1 + len(read_history(folder)["mse"]) if (folder / "history.csv").exists() else 1, verbose=0, callbacks=resumable(folder))
+    done = len(read_history(folder)["mse"]) if (folder / "history.csv").exists() else 0
+    model.fit(images, epochs=done + 1, verbose=0, callbacks=resumable(folder))
 
 
 def package_messages(folder):
