@@ -88,6 +88,12 @@ FIGURES = {
         "the judge's test accuracy": r"^the judge that ships: test accuracy (\S+)$",
         "Fréchet distance of two halves of the test digits": r"^other real digits +(\d\S+)$",
     },
+    "92_scaling_out": {
+        "codebook, one device against two of MirroredStrategy, largest difference": r"^MirroredStrategy +(\S+e\S+) ",
+        "the same, against two processes": r"^worker 0 of 2 +(\S+e\S+) ",
+        "the same, against two devices of JAX": r"^JAX, DataParallel +(\S+e\S+) ",
+        "the same, against one device without revival": r"^single, without revival +(\S+e\S+) ",
+    },
 }
 
 
