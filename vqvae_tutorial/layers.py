@@ -18,6 +18,17 @@ def _badly_quantized(vectors, quantized, count, seed):
     positions = ops.minimum(ops.searchsorted(reached, drawn), ops.shape(vectors)[0] - 1)
     return ops.take(vectors, positions, axis=0)
 
+
+def _of_all_replicas(vectors):
+    """The vectors of the whole batch, where TensorFlow's replicas hold a part of it each; otherwise `vectors` themselves."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf  # keras.ops has no word for this
+
+        replicas = tf.distribute.get_replica_context()
+        if replicas and replicas.num_replicas_in_sync > 1:
+            return replicas.all_gather(vectors, axis=0)
+    return vectors
+
 # %% ../nbs/02_quantizer_layer.ipynb #a0c3a908
 class _CodebookLayer(keras.layers.Layer):
     # What Keras must know: arguments, weights, files. `VectorQuantizer` says what happens to a batch.
@@ -165,7 +176,8 @@ class VectorQuantizer(_CodebookLayer):
         frequency = ops.maximum(frequency, 0.0)  # the first weight can be rounded up beyond 1
         total = (1 - weight) * self.ema_sum.value + weight * batch_sum
         dead = frequency < self.revival
-        fresh = _badly_quantized(vectors, quantized, self.num_embeddings, self.seed_generator)
+        whole = (_of_all_replicas(x) for x in (vectors, quantized))  # all replicas must draw the same: their mean is stored
+        fresh = _badly_quantized(*whole, self.num_embeddings, self.seed_generator)
         self._set_ema(ops.where(dead, 1.0, frequency), ops.where(dead[:, None], fresh, total))
 
     def _set_ema(self, frequency, total):

@@ -177,7 +177,8 @@ class VQVAE(keras.Model):
             metric.update_state(self.quantizer.batch_frequencies, ops.shape(error)[0])
         if sample_weight is not None:
             error = error * ops.cast(sample_weight, "float32")
-        return ops.mean(error) / self.variance + commitment
+        loss = ops.mean(error) / self.variance + commitment
+        return self._aggregate_additional_loss(loss)  # of several replicas each gives its share: Keras adds up their gradients
 
     def adapt(self, images):
         """Measures the variance of the images, and starts the codebook by k-means if the quantizer asks for it.
@@ -200,7 +201,7 @@ class VQVAE(keras.Model):
         """
         if hasattr(x, "shape"):
             _check_finite(x)
-        if not float(self.quantizer.adapted):
+        if not self.quantizer.adapted.numpy():
             self.adapt(x)
         return super().fit(x, *args, callbacks=[_StopAtNaN(), StopRevival(self.quantizer), *(callbacks or [])], **kwargs)
 

@@ -316,7 +316,8 @@ class PixelCNN(_PixelCNN):
         nats = ops.mean(keras.losses.sparse_categorical_crossentropy(codes, y_pred, from_logits=True), axis=(1, 2))
         nats = ops.where(ops.isnan(flaw), 0.0, nats)  # a bad map moves no weight
         self.image_bits.update_state(nats * (np.prod(self.shape) / np.log(2)), sample_weight)
-        return ops.mean(nats if sample_weight is None else nats * ops.cast(sample_weight, nats.dtype)) + ops.sum(flaw)
+        nats = ops.mean(nats if sample_weight is None else nats * ops.cast(sample_weight, nats.dtype)) + ops.sum(flaw)
+        return self._aggregate_additional_loss(nats)  # of several replicas each gives its share: Keras adds up their gradients
 
     def bits(self, codes, labels=None, batch_size=250):
         """Gives −log2 of the probability of each map of codes.
