@@ -117,7 +117,8 @@ def main(arguments=None):
     for name, entry in found.items():
         told, median = ", ".join("never" if np.isinf(each) else f"{each:.0f}" for each in entry["seconds"]), np.median(entry["seconds"])
         ratio = base / median if np.isfinite(median) else np.nan
-        print(f"{name:12}{told:37}{median:8.0f}{ratio:15.1f} ×   {np.mean(entry['mse']):.5f}, from {min(entry['mse']):.5f} to {max(entry['mse']):.5f}, after {np.median(entry['batches']) / steps:.0f} epochs")
+        print(f"{name:12}{told:37}{median:8.0f}{ratio:15.1f} ×   {np.mean(entry['mse']):.5f}, from {min(entry['mse']):.5f} to "
+              f"{max(entry['mse']):.5f}, after {np.median(entry['batches']) / steps:.0f} epochs")
     return 0
 
 

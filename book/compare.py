@@ -12,6 +12,7 @@ from results import FIGURES, figure, table
 from vqvae_tutorial.plotting import DPI, INK, PALETTE, WIDTH, book_style, new_figure
 
 RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "_build" / "pictures"
+CHAPTER = ROOT / "nbs" / "05_pixelcnn.ipynb"  # which says what the priors' bits are
 MARKERS = "os^D"
 BATCHES = 469  # of 128 digits, in an epoch of 60,000
 GOAL = 0.0042  # the test MSE that the well-known example ends with
@@ -65,7 +66,7 @@ def time_to_quality(rows):
     for model in [name for name in MODELS if name in runs]:
         ends, epochs = [run[-1][1] for run in runs[model].values()], {round(run[-1][2] / BATCHES) for run in runs[model].values()}
         lines.append([MODELS[model], len(ends), f"{until[model]:.0f}" if math.isfinite(until[model]) else "not reached",
-                      f"{until['example'] / until[model]:.1f}" if math.isfinite(until[model]) and "example" in until else "",
+                      f"{until['example'] / until[model]:.1f}" if math.isfinite(until[model] + until.get("example", math.inf)) else "",
                       ", ".join(map(str, sorted(epochs))), f"{mean(ends):.5f}", f"{min(ends):.5f} to {max(ends):.5f}"])
     shown = picture("time_to_quality", figure, "Test error against seconds of training, a line for each seed of "
                     f"{' and '.join(map(MODELS.get, runs))}; a dashed line marks {GOAL}")
@@ -179,12 +180,11 @@ def limit(rows):
 
 def prior(rows):
     """Seconds of an epoch beside the bits that chapter 5 has found."""
-    chapter = "05_pixelcnn"
     names = {"published": "published PixelCNN, bits per image", "ours": "two gated stacks, given the digit, bits per image"}
     seconds = {row["prior"]: float(row["seconds_per_epoch"]) for row in rows}
     return table(["prior", "weights", "seconds an epoch", "published / this", "bits a test digit's codes cost"], [
         [row["prior"], f"{int(row['weights']):,}", short(seconds[row["prior"]]), f"{seconds['published'] / seconds[row['prior']]:.2f}",
-         figure(ROOT / "nbs" / f"{chapter}.ipynb", names[row["prior"]], FIGURES[chapter][names[row["prior"]]])] for row in rows])
+         figure(CHAPTER, names[row["prior"]], FIGURES[CHAPTER.stem][names[row["prior"]]])] for row in rows])
 
 
 # Of each table: the title of its section, what writes it, and whether the book must have it.
