@@ -7,8 +7,8 @@ in PyTorch's, a step of Adam in the one-hot form. All run as in training: Tensor
 as in `fit`; JAX compiled for the size it is given; PyTorch eagerly.
 
 For each cell of the table every layer has a process of its own, on the same two CPUs. The processes stay alive and are asked in turns,
-A B C D A B C D …; the table gives medians. Peak memory is the most that a process ever held (`ru_maxrss`), less what it held after imports,
-inputs and a first run with eight vectors. So it counts what the layer makes of N vectors, and neither libraries nor compilers.
+A B C D A B C D …; the table gives medians. Peak memory is the most that a process ever held (`VmHWM` on Linux), less what it held after
+imports, inputs and a first run with eight vectors. So it counts what the layer makes of N vectors, and neither libraries nor compilers.
 
 JAX and PyTorch are optional: `make test-backends` puts them into .venv/backends, where this script finds them.
 """
@@ -171,11 +171,14 @@ LAYERS = {
 
 def peak(anew=False):
     """The most that this process has held until now, in bytes; `anew` counts from what it holds now, where the system can (Linux)."""
-    import resource
-
+    status = Path("/proc/self/status")
     if anew:
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
+    if status.exists():  # where `ru_maxrss` would begin with what the parent held
+        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
