@@ -5,6 +5,7 @@ on with the models that are missing. Beside the table it keeps ten test digits a
 """
 import argparse
 import csv
+import io
 import os
 import re
 import sys
@@ -69,8 +70,11 @@ class Table:
         self.rows[tuple(texts[name] for name in self.columns[:self.keys])] = texts
         natural = lambda text: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
         ordered = sorted(self.rows.values(), key=lambda row: [natural(row[name]) for name in self.columns[:self.keys]])
-        lines = "".join(f"{','.join(row.values())}\n" for row in [dict(zip(self.columns, self.columns)), *ordered])
-        write(self.path, lambda file: file.write(lines.encode()))
+        lines = io.StringIO()
+        writer = csv.DictWriter(lines, self.columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(ordered)
+        write(self.path, lambda file: file.write(lines.getvalue().encode()))
 
 
 def keep_digits(path, number, images, codes, drawn):

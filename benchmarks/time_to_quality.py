@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from grid import Table, load_digits  # noqa: E402
+from measure import made_with, says_who  # noqa: E402
 from peers import build_keras_example  # noqa: E402
 
 from vqvae_tutorial.model import VQVAE  # noqa: E402
@@ -32,7 +33,7 @@ QUALITY = 0.0042  # the test error that the example ends with
 PUBLISHED, SEEDS, FINE = 30, (0, 1, 2), 2  # epochs of the example; seeds; epochs that are measured four times each
 FULL = {"digits": 60_000, "test": 10_000, "example": 30, "quantizer": 30, "ours": 30}
 QUICK = {"digits": 512, "test": 100, "example": 1, "quantizer": 1, "ours": 1}
-COLUMNS = ["model", "seed", "batches", "seconds", "mse"]
+COLUMNS = ["model", "seed", "batches", "seconds", "mse", "made_with"]
 
 
 def build(name, seed, steps):
@@ -107,10 +108,11 @@ def main(arguments=None):
     missing = [(name, seed) for seed in seeds for name in options.models if (name, seed, steps * budget[name]) not in table]
     if missing:
         images, test = load_digits(budget["digits"])
+        versions = made_with("keras", "tensorflow", "numpy")
     for name, seed in missing:
         print(f"{name}, seed {seed} …", flush=True)
         train(name, seed, images, test[:budget["test"]], budget[name], lambda *measured, name=name, seed=seed: table.add(
-            dict(zip(COLUMNS, (name, seed, *measured)))))
+            dict(zip(COLUMNS, (name, seed, *measured, versions)))))
     found = summary(table.rows.values())
     base = np.median(found["example"]["seconds"]) if "example" in found else np.nan
     print(f"{'':12}seconds to test MSE {QUALITY}, each seed   median   example / this   test MSE at the end")
@@ -119,6 +121,7 @@ def main(arguments=None):
         ratio = base / median if np.isfinite(median) else np.nan
         print(f"{name:12}{told:37}{median:8.0f}{ratio:15.1f} ×   {np.mean(entry['mse']):.5f}, from {min(entry['mse']):.5f} to "
               f"{max(entry['mse']):.5f}, after {np.median(entry['batches']) / steps:.0f} epochs")
+    print(says_who(out))
     return 0
 
 

@@ -11,9 +11,11 @@ from project import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import measure  # noqa: E402
 import quantizer as layers  # noqa: E402
+from time_to_quality import summary  # noqa: E402
 
 OURS, ONE_HOT = "ours, TensorFlow", "one-hot, TensorFlow"
-SCRIPTS = {"quantizer": ("N", "K", "D", "layer"), "sampling": ("prior", "grid", "digits", "sampler"), "limit": ("what",)}
+SCRIPTS = {"quantizer": ("N", "K", "D", "layer"), "sampling": ("prior", "grid", "digits", "sampler"), "limit": ("what",),
+           "time_to_quality": ("model", "seed", "batches"), "prior": ("prior",)}
 
 
 def committed(name):
@@ -128,6 +130,16 @@ def test_sampling_a_hundred_digits_beats_the_naive_loop():
     loop, cached = (float(table["shipped", "7", "100", sampler]["seconds"]) for sampler in ("loop of predict", "cached"))
     assert loop >= 30 * cached
     assert {"7", "14", "28"} <= {grid for prior, grid, _, _ in table if prior == "untrained"}
+
+
+def test_the_quality_of_the_example_is_reached_five_times_as_fast():
+    found = summary(measure.read(measure.RESULTS / "time_to_quality.csv"))
+    assert set(found) == {"example", "quantizer", "ours"}
+    for entry in found.values():
+        assert len(entry["mse"]) == 3 and entry["batches"] == [30 * 469] * 3, "three seeds of thirty epochs each"
+    example = statistics.median(found["example"]["seconds"])
+    assert all(example >= 5 * statistics.median(found[name]["seconds"]) for name in ("quantizer", "ours")), found
+    assert max(found["ours"]["mse"]) < min(found["quantizer"]["mse"]) < max(found["quantizer"]["mse"]) < min(found["example"]["mse"])
 
 
 def test_rates_stay_below_the_limit():
