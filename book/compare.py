@@ -53,6 +53,7 @@ def time_to_quality(rows):
         runs.setdefault(row["model"], {}).setdefault(row["seed"], []).append(point)
     figure, axes = new_figure(height=2.8)
     until = {}
+    runs = {model: runs[model] for model in MODELS if model in runs}
     for (model, seeds), color, marker in zip(runs.items(), PALETTE, MARKERS):
         for number, run in enumerate(seeds.values()):
             axes.plot([point[0] for point in run], [point[1] for point in run], color=color, marker=marker, markersize=3,
@@ -63,7 +64,7 @@ def time_to_quality(rows):
     axes.legend()
     axes.grid(True)
     lines = []
-    for model in [name for name in MODELS if name in runs]:
+    for model in runs:
         ends, epochs = [run[-1][1] for run in runs[model].values()], {round(run[-1][2] / BATCHES) for run in runs[model].values()}
         lines.append([MODELS[model], len(ends), f"{until[model]:.0f}" if math.isfinite(until[model]) else "not reached",
                       f"{until['example'] / until[model]:.1f}" if math.isfinite(until[model] + until.get("example", math.inf)) else "",
