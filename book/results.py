@@ -128,7 +128,7 @@ def run(path):
     """What is known of the run that made a chapter's outputs: versions and time."""
     known = notebook(path)["metadata"].get(KEY, {})
     versions = ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items())
-    time = f"{known['minutes']} min on {known['cores']} cores" if "minutes" in known else "not recorded"
+    time = f"{known['minutes']} min on {known['cores']} core{'s' * (known['cores'] > 1)}" if "minutes" in known else "not recorded"
     return versions or "not recorded", time
 
 
