@@ -293,7 +293,7 @@ def package_messages(folder):
     from vqvae_tutorial.pixelcnn import check_pair
     from vqvae_tutorial.quantization import squared_distances
 
-    import tensorflow as tf  # isort: skip  # after Keras: before PyTorch it crashes Python
+    import tensorflow as tf  # isort: skip  # after Keras: see the troubleshooting page
 
     sample = data.SAMPLE.read_bytes()
     (folder / "half.npz").write_bytes(sample[:5000])
