@@ -1,6 +1,7 @@
 """What the benchmarks share: turns, medians, tables in files, and what they were made with. Imports no backend, and chooses none."""
 import argparse
 import csv
+import math
 import os
 import platform
 import time
@@ -10,6 +11,7 @@ from statistics import median
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
+QUALITY = 0.0042  # the test MSE that the well-known example ends with
 
 
 def options(parser, name, arguments=None, repeats=5):
@@ -58,6 +60,19 @@ def made_with(*packages):
         cpu = names[0] if names else cpu
     versions = [f"{package} {metadata.version(package)}" for package in packages]
     return "; ".join([f"{cpu}, {os.cpu_count()} cores", f"Python {platform.python_version()}", *versions])
+
+
+def times_to_quality(rows):
+    """For each model, over its seeds: seconds to `QUALITY` (infinite where it was not reached), and error and batches at the end."""
+    found = {}
+    for model, seed in dict.fromkeys((row["model"], row["seed"]) for row in rows):
+        run = sorted([float(row[name]) for name in ("seconds", "mse", "batches")]
+                     for row in rows if (row["model"], row["seed"]) == (model, seed))
+        entry = found.setdefault(model, {"seconds": [], "mse": [], "batches": []})
+        entry["seconds"].append(next((seconds for seconds, mse, _ in run if mse <= QUALITY), math.inf))
+        entry["mse"].append(run[-1][1])
+        entry["batches"].append(run[-1][2])
+    return found
 
 
 def read(path):

@@ -24,12 +24,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from grid import Table, load_digits  # noqa: E402
-from measure import made_with, says_who  # noqa: E402
+from measure import QUALITY, made_with, says_who, times_to_quality  # noqa: E402
 from peers import build_keras_example  # noqa: E402
 
 from vqvae_tutorial.model import VQVAE  # noqa: E402
 
-QUALITY = 0.0042  # the test error that the example ends with
 PUBLISHED, SEEDS, FINE = 30, (0, 1, 2), 2  # epochs of the example; seeds; epochs that are measured four times each
 FULL = {"digits": 60_000, "test": 10_000, "example": 30, "quantizer": 30, "ours": 30}
 QUICK = {"digits": 512, "test": 100, "example": 1, "quantizer": 1, "ours": 1}
@@ -81,19 +80,6 @@ def train(name, seed, images, test, epochs, measured):
     model.fit(images, batch_size=128, epochs=epochs, verbose=0, callbacks=[clock])
 
 
-def summary(rows, quality=QUALITY):
-    """For each model and seed: seconds to the quality (infinite where it was not reached), and error and batches at the end."""
-    found = {}
-    for model, seed in dict.fromkeys((row["model"], row["seed"]) for row in rows):
-        run = sorted([float(row[name]) for name in ("seconds", "mse", "batches")]
-                     for row in rows if (row["model"], row["seed"]) == (model, seed))
-        entry = found.setdefault(model, {"seconds": [], "mse": [], "batches": []})
-        entry["seconds"].append(next((seconds for seconds, mse, _ in run if mse <= quality), np.inf))
-        entry["mse"].append(run[-1][1])
-        entry["batches"].append(run[-1][2])
-    return found
-
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="Measure the time to the example's quality; goes on where it was stopped.")
     parser.add_argument("--quick", action="store_true", help="a tiny budget, to see that all of it works")
@@ -113,7 +99,7 @@ def main(arguments=None):
         print(f"{name}, seed {seed} …", flush=True)
         train(name, seed, images, test[:budget["test"]], budget[name], lambda *measured, name=name, seed=seed: table.add(
             dict(zip(COLUMNS, (name, seed, *measured, versions)))))
-    found = summary(table.rows.values())
+    found = times_to_quality(table.rows.values())
     base = np.median(found["example"]["seconds"]) if "example" in found else np.nan
     print(f"{'':12}seconds to test MSE {QUALITY}, each seed   median   example / this   test MSE at the end")
     for name, entry in found.items():

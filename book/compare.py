@@ -2,11 +2,14 @@
 
 A table that is missing stops the build, and so does a figure that is missing in one.
 """
-import csv
 import math
+import sys
 from statistics import mean, median
 
 from project import ROOT
+
+sys.path.append(str(ROOT / "benchmarks"))
+from measure import QUALITY, read, times_to_quality  # noqa: E402
 from results import FIGURES, figure, table
 
 from vqvae_tutorial.plotting import DPI, INK, PALETTE, WIDTH, book_style, new_figure
@@ -15,15 +18,9 @@ RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "_build" / "pictures
 CHAPTER = ROOT / "nbs" / "05_pixelcnn.ipynb"  # which says what the priors' bits are
 MARKERS = "os^D"
 BATCHES = 469  # of 128 digits, in an epoch of 60,000
-GOAL = 0.0042  # the test MSE that the well-known example ends with
 LAYERS = {"ours, TensorFlow": "ours on TensorFlow", "ours, JAX": "ours on JAX", "one-hot, TensorFlow": "one-hot on TensorFlow",
           "vector-quantize-pytorch": "vector-quantize-pytorch"}
 SAMPLERS = {"loop of predict": "loop of `predict`", "compiled loop": "compiled loop", "cached": "cached"}
-
-
-def read(name):
-    with (RESULTS / f"{name}.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def picture(name, figure, alternative):
@@ -47,31 +44,28 @@ MODELS = {"example": "the example", "quantizer": "its networks, our quantizer", 
 
 def time_to_quality(rows):
     """Seconds until the goal and error at the end, over the seeds of each model."""
-    runs = {}
-    for row in rows:
-        point = tuple(float(row[name]) for name in ("seconds", "mse", "batches"))
-        runs.setdefault(row["model"], {}).setdefault(row["seed"], []).append(point)
+    found = times_to_quality(rows)
+    found = {model: found[model] for model in MODELS if model in found}
     figure, axes = new_figure(height=2.8)
-    until = {}
-    runs = {model: runs[model] for model in MODELS if model in runs}
-    for (model, seeds), color, marker in zip(runs.items(), PALETTE, MARKERS):
-        for number, run in enumerate(seeds.values()):
-            axes.plot([point[0] for point in run], [point[1] for point in run], color=color, marker=marker, markersize=3,
+    for model, color, marker in zip(found, PALETTE, MARKERS):
+        for number, seed in enumerate(dict.fromkeys(row["seed"] for row in rows if row["model"] == model)):
+            run = [row for row in rows if (row["model"], row["seed"]) == (model, seed)]
+            axes.plot([float(row["seconds"]) for row in run], [float(row["mse"]) for row in run], color=color, marker=marker, markersize=3,
                       label=None if number else MODELS[model])
-        until[model] = median([next((seconds for seconds, mse, _ in run if mse <= GOAL), math.inf) for run in seeds.values()])
-    axes.axhline(GOAL, linestyle="--", linewidth=1, color=INK)
+    axes.axhline(QUALITY, linestyle="--", linewidth=1, color=INK)
     axes.set(xlabel="seconds of training", ylabel="test MSE", xscale="log", yscale="log")
     axes.legend()
     axes.grid(True)
+    until = {model: median(entry["seconds"]) for model, entry in found.items()}
     lines = []
-    for model in runs:
-        ends, epochs = [run[-1][1] for run in runs[model].values()], {round(run[-1][2] / BATCHES) for run in runs[model].values()}
+    for model, entry in found.items():
+        ends, epochs = entry["mse"], {round(batches / BATCHES) for batches in entry["batches"]}
         lines.append([MODELS[model], len(ends), f"{until[model]:.0f}" if math.isfinite(until[model]) else "not reached",
                       f"{until['example'] / until[model]:.1f}" if math.isfinite(until[model] + until.get("example", math.inf)) else "",
                       ", ".join(map(str, sorted(epochs))), f"{mean(ends):.5f}", f"{min(ends):.5f} to {max(ends):.5f}"])
     shown = picture("time_to_quality", figure, "Test error against seconds of training, a line for each seed of "
-                    f"{' and '.join(map(MODELS.get, runs))}; a dashed line marks {GOAL}")
-    columns = ["model", "seeds", f"seconds to test MSE {GOAL}, median", "example / this", "epochs", "test MSE after them", "from, to"]
+                    f"{' and '.join(map(MODELS.get, found))}; a dashed line marks {QUALITY}")
+    columns = ["model", "seeds", f"seconds to test MSE {QUALITY}, median", "example / this", "epochs", "test MSE after them", "from, to"]
     return shown + table(columns, lines)
 
 
@@ -211,7 +205,7 @@ def page(source):
     text = head.rstrip() + "\n\n"
     for name, (title, section, needed) in SECTIONS.items():
         if needed or (RESULTS / f"{name}.csv").exists():
-            rows = read(name)
+            rows = read(RESULTS / f"{name}.csv")
             with book_style():
                 text += f"## {title}\n{told[title]}\n{section(rows)}"
             text += f"Measured with `.venv/bin/python benchmarks/{name}.py`" + made_with(rows) + ".\n\n"

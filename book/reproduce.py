@@ -35,6 +35,11 @@ def runs(cell):
     return cell["cell_type"] == "code" and "eval: false" not in split_directives("".join(cell["source"]))[0]
 
 
+def cores():
+    """How many cores TensorFlow computes with: all, or as many as it has been given threads."""
+    return int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0) or os.cpu_count()
+
+
 def outputs_hash(notebook):
     """The hash of all code that a full run executes. Directives only say how a cell is shown, so they do not count."""
     sources = [split_directives("".join(cell["source"]))[1].strip() for cell in notebook["cells"] if runs(cell)]
@@ -202,7 +207,7 @@ def reproduce(notebooks, force=False):
         made = execute(notebook, progress)
         seconds = time.monotonic() - start
         # An earlier run may have done a part of the work where trainings were kept; then the time says nothing.
-        keep(path, made, code, {"versions": versions} | ({} if kept else {"minutes": math.ceil(seconds / 60), "cores": os.cpu_count()}))
+        keep(path, made, code, {"versions": versions} | ({} if kept else {"minutes": math.ceil(seconds / 60), "cores": cores()}))
         if path.stem == "index":
             keep_picture(made)
         done[path.name] = code

@@ -11,7 +11,6 @@ from project import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import measure  # noqa: E402
 import quantizer as layers  # noqa: E402
-from time_to_quality import summary  # noqa: E402
 
 OURS, ONE_HOT = "ours, TensorFlow", "one-hot, TensorFlow"
 SCRIPTS = {"quantizer": ("N", "K", "D", "layer"), "sampling": ("prior", "grid", "digits", "sampler"), "limit": ("what",),
@@ -133,7 +132,7 @@ def test_sampling_a_hundred_digits_beats_the_naive_loop():
 
 
 def test_the_quality_of_the_example_is_reached_five_times_as_fast():
-    found = summary(measure.read(measure.RESULTS / "time_to_quality.csv"))
+    found = measure.times_to_quality(measure.read(measure.RESULTS / "time_to_quality.csv"))
     assert set(found) == {"example", "quantizer", "ours"}
     for entry in found.values():
         assert len(entry["mse"]) == 3 and entry["batches"] == [30 * 469] * 3, "three seeds of thirty epochs each"
