@@ -7,6 +7,7 @@ A pass that was stopped goes on with the chapter it was at (and a training that 
 the chapters keep their check-points in nbs/runs/).
 """
 import argparse
+import ast
 import base64
 import hashlib
 import json
@@ -40,9 +41,29 @@ def cores():
     return int(os.environ.get("TF_NUM_INTRAOP_THREADS") or 0) or os.cpu_count()
 
 
+def meaning(source):
+    """What a cell does: its syntax tree, which knows no line breaks, comments or docstrings; its text where magics forbid parsing."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return source.strip()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return written(tree)
+
+
+def written(node):
+    """A syntax tree as text. What is empty is left out, so that fields which newer versions of Python have added do not count."""
+    if isinstance(node, ast.AST):
+        fields = [f"{name}={written(value)}" for name, value in ast.iter_fields(node) if value not in (None, [])]
+        return f"{type(node).__name__}({', '.join(fields)})"
+    return f"[{', '.join(map(written, node))}]" if isinstance(node, list) else repr(node)
+
+
 def outputs_hash(notebook):
-    """The hash of all code that a full run executes. Directives only say how a cell is shown, so they do not count."""
-    sources = [split_directives("".join(cell["source"]))[1].strip() for cell in notebook["cells"] if runs(cell)]
+    """The hash of what a full run executes. Directives only say how a cell is shown, so they do not count."""
+    sources = [meaning(split_directives("".join(cell["source"]))[1]) for cell in notebook["cells"] if runs(cell)]
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 
 

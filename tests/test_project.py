@@ -153,6 +153,25 @@ def test_hash_follows_the_code_that_runs():
     assert outputs_hash(with_prose) == before
 
 
+@pytest.mark.parametrize("other, same", [
+    ("def f(a,\n      b):\n    return a + b  # the sum", True),
+    ('def f(a, b):\n    """Adds."""\n    return (a + b)', True),
+    ("def f(a, b):\n    return a - b", False),
+    ("def f(a, b=0):\n    return a + b", False),
+    ("def f(a, b):\n    'not alone'\n    'a docstring'\n    return a + b", False),
+])
+def test_hash_does_not_see_line_breaks_comments_or_docstrings(other, same):
+    from reproduce import outputs_hash
+
+    assert (outputs_hash(notebook(other)) == outputs_hash(notebook("def f(a, b):\n    return a + b"))) == same
+
+
+def test_hash_of_a_cell_with_magics_follows_its_text():
+    from reproduce import outputs_hash
+
+    assert outputs_hash(notebook("%time x")) != outputs_hash(notebook("%time y"))
+
+
 def test_reproducing_twice_gives_the_same_bytes_and_a_failure_changes_nothing(tmp_path, monkeypatch):
     import reproduce
 
