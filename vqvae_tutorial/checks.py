@@ -28,14 +28,14 @@ def known(values):
     except Exception:
         return None
 
-# %% ../nbs/94_checks.ipynb #7efefef6
+# %% ../nbs/94_checks.ipynb #bad75946
 #| code-fold: true
 def _refusal(name, must_be, received, advice):
     return ValueError(f"`{name}` must be {must_be}. Received: {received}. {advice}")
 
 
 def _dtype(values):
-    dtype = getattr(values, "dtype", None) or np.asarray(values).dtype
+    dtype = values.dtype if hasattr(values, "dtype") else np.asarray(values).dtype
     return getattr(dtype, "name", None) or str(dtype).split(".")[-1]
 
 
@@ -90,7 +90,7 @@ def check_codes(codes, num_codes, shape=None, name="codes"):
         raise _refusal(name, must, received, "Use codes that were made with this codebook.")
     return values.astype("int32")
 
-# %% ../nbs/94_checks.ipynb #50e1ac2c
+# %% ../nbs/94_checks.ipynb #31f21495
 #| code-fold: true
 def _from_list(codes, name, must):
     try:
@@ -101,8 +101,8 @@ def _from_list(codes, name, must):
 
 
 def _fits(given, shape):
-    pairs = zip(given, shape)
-    return len(given) == len(shape) and all(None in pair or len(set(pair)) == 1 for pair in pairs)
+    fits = all(None in pair or pair[0] == pair[1] for pair in zip(given, shape))
+    return len(given) == len(shape) and fits
 
 # %% ../nbs/94_checks.ipynb #0e0bc692
 _MOST_NUMBERS = 2**22  # looked at together
@@ -160,10 +160,10 @@ def check_range(values, value_range, name="x"):
     received = f"{_dtype(values)} from {least:.6g} to {most:.6g}"
     raise _refusal(name, must, received, _conversion(least, most, lo, hi, name))
 
-# %% ../nbs/94_checks.ipynb #aeb6284e
+# %% ../nbs/94_checks.ipynb #64902848
 #| code-fold: true
 def _conversion(least, most, lo, hi, name):
-    """Advice that turns the convention which the values seem to follow into the range lo to hi."""
+    """Advice on how to convert what the values seem to be into the range lo to hi."""
     for low, high in _CONVENTIONS:
         if low <= least and most <= high:
             scale = (hi - lo) / (high - low)
@@ -200,31 +200,35 @@ def check_count(value, name, least=1):
         raise _refusal(name, f"a whole number of at least {least}", repr(value), advice)
     return whole
 
-# %% ../nbs/94_checks.ipynb #8e1e650d
+# %% ../nbs/94_checks.ipynb #d714c092
 #| code-fold: true
 class _Progress:
-    """One line on stderr that is rewritten as work proceeds; nothing at all in the first two seconds."""
+    """One line on stderr, rewritten as work proceeds; nothing in the first two seconds."""
 
-    PATIENCE = 2.0  # seconds
+    PATIENCE, PAUSE = 2.0, 0.1  # seconds before the first word, and between words
 
     def __init__(self, what):
-        self.what, self.begun, self.width = what, time.monotonic(), 0
+        self.what, self.line, self.width = what, "", 0
+        self.due = time.monotonic() + self.PATIENCE
 
     def say(self, text):
-        if time.monotonic() - self.begun >= self.PATIENCE:
-            line = f"{self.what}: {text}"
-            sys.stderr.write("\r" + line.ljust(self.width))
-            sys.stderr.flush()
-            self.width = len(line)
+        self.line = f"{self.what}: {text}"
+        if time.monotonic() >= self.due:
+            self.write()
+
+    def write(self, end=""):
+        sys.stderr.write("\r" + self.line.ljust(self.width) + end)
+        sys.stderr.flush()
+        self.width, self.due = len(self.line), time.monotonic() + self.PAUSE
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         if self.width:
-            sys.stderr.write("\n")
+            self.write("\n")
 
-# %% ../nbs/94_checks.ipynb #2bfcfc3c
+# %% ../nbs/94_checks.ipynb #f7d3415e
 def in_batches(function, arrays, batch_size=256, what="encoding"):
     """Calls a function on consecutive slices and joins the results.
 
@@ -249,8 +253,8 @@ def in_batches(function, arrays, batch_size=256, what="encoding"):
     batch_size = check_count(batch_size, "batch_size")
     lengths = {int(array.shape[0]) for array in keras.tree.flatten(arrays) if array is not None}
     if len(lengths) != 1:
-        received, advice = f"lengths {sorted(lengths)}", "Give one entry of each for every example."
-        raise _refusal("arrays", "arrays of one length", received, advice)
+        advice = "Give one entry of each for every example."
+        raise _refusal("arrays", "of one length", f"lengths {sorted(lengths)}", advice)
     (count,), results = lengths, []
     with _Progress(what) as progress:
         for start in range(0, count, batch_size):
