@@ -304,7 +304,7 @@ class VQVAE(keras.Model):
             ValueError: for no integers, codes out of range, or another shape.
         """
         def draw(part):
-            return self._draw(self.quantizer.decode(part["codes"]), {name: part[name] for name in given})
+            return self._draw(self.quantizer.decode(part["codes"]), {name: ops.convert_to_tensor(part[name]) for name in given})
 
         if known(codes) is None:
             return draw({"codes": codes, **given})
