@@ -269,10 +269,11 @@ def _code_maps(codes, colors=None, num_codes=None):
     codes = _checked_maps(codes, num_codes if colors is None else len(colors))
     return (code_colors(int(codes.max()) + 1) if colors is None else colors)[codes]
 
-# %% ../nbs/90_plotting.ipynb #25014023
+# %% ../nbs/90_plotting.ipynb #798ed44e
 def _make_tiles(tiles, columns, size, titles=None, labels=None):
     gap, top = 0.04, 0.2 if titles is not None else 0
-    left = 0.1 + 0.075 * max(map(len, labels)) if labels else 0
+    lines = [line for label in labels or () for line in label.split("\n")]
+    left = 0.1 + 0.075 * max(map(len, lines)) if labels else 0
     tile = math.floor(DPI * min(size, (WIDTH - left + gap) / columns - gap)) / DPI
     tall = tile * next(len(t) / len(t[0]) for t in tiles if t is not None)
     rows = math.ceil(len(tiles) / columns)
