@@ -188,6 +188,8 @@ def test_codes_that_do_not_exist(codes, problem):
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_inside_a_graph_a_code_that_does_not_exist_gives_nan(jit):
+    if keras.backend.backend() == "torch" or keras.backend.backend() == "jax" and not jit:
+        pytest.skip("values are known inside models here, so that the code is refused")
     codebook = normal(6, 3)
     codes = np.array([[0], [-1], [5], [6], [-6], [4], [1_000]], "int32")
     result = compiled(lambda values: look_up(ops.cast(values, "int32"), codebook))(codes.astype("float32"), jit_compile=jit)
