@@ -2,14 +2,14 @@
 
 For each K a VQ-VAE is trained, and then a small PixelCNN on its codes of the training digits: all equally long, all of the same
 size. A row says what a test digit costs in bits under that prior, what error it leaves, and how far digits sampled from it are from
-real ones. Two more models stand under the same small prior: that of chapter 3 as it ships, and the well-known Keras example, trained as
-published; `--published` adds the example's own ungated prior.
+real ones. Two more models stand under the same small prior: that of chapter 3, and the well-known Keras example, trained as published;
+`--published` adds the example's own ungated prior.
 
-Three things differ from chapter 3. The encoders of the curve are two small convolutions: a code
-then tells of 7×7 pixels and not of the whole digit. No code is revived, since revival makes use even, and even use is dear. And a code
-is charged for its own bits when it is chosen. The rows "uncharged" and "revived" show what the last two are worth at K = 32.
+Three things differ from chapter 3. The encoders of the curve are two small convolutions, so that a code describes 7×7 pixels and not
+the whole digit. No code is revived, since revival makes use even, and even use is dear. And a code is charged for its own bits when it
+is chosen. The rows "uncharged" and "revived" show what the last two are worth at K = 32.
 
-The command can be stopped at any time and goes on with the epoch it was at. Chapter 6 shows what it finds.
+The command can be stopped at any time and goes on with the epoch it was at. Chapter 7 shows what it finds.
 """
 import argparse
 import os
@@ -24,14 +24,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from grid import RESULTS, Table, load_digits, measure, write  # noqa: E402
-from keras import ops  # noqa: E402
-from peers import build_keras_example  # noqa: E402
+from peers import build_book_model, build_keras_example  # noqa: E402
 
-from vqvae_tutorial import load_pretrained  # noqa: E402
-from vqvae_tutorial.layers import VectorQuantizer  # noqa: E402
-from vqvae_tutorial.model import VQVAE, resumable  # noqa: E402
+from vqvae_tutorial.callbacks import StopRevival, resumable  # noqa: E402
+from vqvae_tutorial.model import VQVAE, build_decoder  # noqa: E402
 from vqvae_tutorial.pixelcnn import PixelCNN, build_ungated_pixelcnn  # noqa: E402
-from vqvae_tutorial.quantization import nearest_code  # noqa: E402
+from vqvae_tutorial.priors import PositionPrior  # noqa: E402
+from vqvae_tutorial.rate import EntropyConstrainedQuantizer  # noqa: E402
 from vqvae_tutorial.scoring import features, frechet_distance, load_judge  # noqa: E402
 
 NUMBERS, SIZE, PRIOR = (8, 16, 32, 64, 128, 256), 16, {"filters": 32, "num_layers": 6, "dropout": 0.0}
@@ -59,19 +58,17 @@ class Progress(keras.callbacks.Callback):
         self.bar.update(self.done)
 
 
-def schedule(peak, epochs, images, warmup=100):
-    steps = epochs * -(-images // BATCH_SIZE)
+def schedule(peak, epochs, images, batch_size=BATCH_SIZE, warmup=100):
+    steps = epochs * -(-images // batch_size)
     warmup = min(warmup, steps // 4)
     return keras.optimizers.schedules.CosineDecay(peak / 10, steps - warmup, alpha=0.01, warmup_target=peak, warmup_steps=warmup)
 
 
-def position_bits(train, test, num_embeddings):
+def position_bits(train, test, num_codes):
     """Bits per image of a code for each place by itself, which knows how often each code stood there in the training digits."""
-    bits = 0.0
-    for place in np.ndindex(train.shape[1:]):
-        counts = np.bincount(train[(slice(None), *place)], minlength=num_embeddings) + 0.5
-        bits -= np.mean(np.log2(counts[test[(slice(None), *place)]] / counts.sum()))
-    return float(bits)
+    prior = PositionPrior(num_codes, train.shape[1:])
+    prior.adapt(train)
+    return float(np.mean(prior.bits(test)))
 
 
 def build_local_encoder():
@@ -82,64 +79,32 @@ def build_local_encoder():
     return keras.Model(images, keras.layers.Conv2D(SIZE, 1)(x), name="encoder")
 
 
-class EntropyConstrainedQuantizer(VectorQuantizer):
-    """Chooses the code with the least squared distance + `rate_weight` · mean squared distance · bits of the code.
-
-    The bits are -log2 of how often a code is used. Relative to the mean squared distance, the charge does not depend on how far the
-    encoder spreads its vectors.
-
-    Reference:
-        Chou, Lookabaugh and Gray (1989), Entropy-constrained vector quantization, IEEE Transactions on ASSP 37(1).
-    """
-
-    def __init__(self, rate_weight, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.rate_weight = rate_weight
-
-    def build(self, input_shape):
-        super().build(input_shape)
-        self.mean_distance = self._state("mean_distance", (), "zeros")
-
-    def encode(self, vectors):
-        share = ops.maximum(self.ema_frequency.value, 1e-3)
-        bits = ops.log2(ops.max(share) / share)  # less those of the most frequent code, which change nothing
-        charge = ops.sqrt(self.rate_weight * self.mean_distance.value * bits)
-        # One more coordinate, 0 for all vectors, turns the charge into distance.
-        vectors = ops.pad(ops.cast(vectors, "float32"), [(0, 0)] * (len(vectors.shape) - 1) + [(0, 1)])
-        return nearest_code(vectors, ops.concatenate([self.codebook.value, charge[:, None]], axis=-1))
-
-    def call(self, inputs, training=False):
-        outputs = super().call(inputs, training=training)
-        if training:
-            distance = ops.mean(ops.sum(ops.square(ops.stop_gradient(inputs - outputs)), axis=-1))
-            self.mean_distance.assign(self.decay * self.mean_distance.value + (1 - self.decay) * distance)
-        return outputs
-
-
 def get_vqvae(name, images, epochs, folder, progress):
-    """The model of a row, trained if it is not the one that ships."""
+    """The model of a row, trained."""
     keras.utils.set_random_seed(0)
-    if name == "chapter 3":
-        return load_pretrained("mnist")[0]
+    batch_size, rate = 128, 1e-3
     if name == "example":
         model = build_keras_example(seed=0)
-        model.compile(keras.optimizers.Adam(1e-3), jit_compile=False)
+    elif name == "chapter 3":
+        model, rate = build_book_model(seed=0), schedule(2e-3, epochs, len(images), batch_size)
     else:
         number, weight, threshold = VARIANTS.get(name) or (int(name.removeprefix("K = ")), RATE_WEIGHT, 0.0)
-        quantizer = EntropyConstrainedQuantizer(weight, number, SIZE, revival_threshold=threshold, seed=0, name="quantizer")
-        model = VQVAE(SIZE, number, encoder=build_local_encoder(), quantizer=quantizer, seed=0)
-        model.compile(keras.optimizers.Adam(schedule(2e-3, epochs, len(images))), jit_compile=False)
-    batch_size = 128 if name == "example" else BATCH_SIZE
-    model.fit(images, batch_size=batch_size, epochs=epochs, verbose=0, callbacks=[*resumable(folder), progress])
+        quantizer = EntropyConstrainedQuantizer(number, rate_weight=weight, revival_threshold=threshold, seed=0, name="quantizer")
+        model = VQVAE(build_local_encoder(), build_decoder((28, 28, 1), SIZE), quantizer, value_range=(0, 1))
+        batch_size, rate = BATCH_SIZE, schedule(2e-3, epochs, len(images))
+    model.compile(keras.optimizers.Adam(rate), jit_compile=False)
+    model.adapt(images)
+    callbacks = [progress, *([] if name == "example" else [StopRevival(model.quantizer)])]
+    model.fit(images, batch_size=batch_size, epochs=epochs, verbose=0, **resumable(folder, callbacks))
     return model
 
 
 def train_prior(number, codes, epochs, folder, progress):
     """The small prior, which has the same size and training for all."""
     keras.utils.set_random_seed(0)
-    prior = PixelCNN(num_embeddings=number, shape=codes.shape[1:], seed=0, **PRIOR)
+    prior = PixelCNN(number, codes.shape[1:], seed=0, **PRIOR)
     prior.compile(keras.optimizers.Adam(schedule(3e-3, epochs, len(codes))))
-    prior.fit(codes, batch_size=BATCH_SIZE, epochs=epochs, verbose=0, callbacks=[*resumable(folder), progress])
+    prior.fit(codes, batch_size=BATCH_SIZE, epochs=epochs, verbose=0, **resumable(folder, [progress]))
     return prior
 
 
@@ -148,7 +113,7 @@ def ungated_bits(codes, test, epochs, folder, progress):
     keras.utils.set_random_seed(0)
     prior = build_ungated_pixelcnn(128, codes.shape[1:])
     prior.compile(keras.optimizers.Adam(3e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    prior.fit(codes, codes, batch_size=128, epochs=epochs, verbose=0, callbacks=[*resumable(folder), progress])
+    prior.fit(codes, codes, batch_size=128, epochs=epochs, verbose=0, **resumable(folder, [progress]))
     return float(prior.evaluate(test, test, batch_size=500, verbose=0)) * test[0].size / np.log(2)
 
 
@@ -190,11 +155,11 @@ def main(arguments=None):
         for_vqvae, for_prior = epochs[name, kind]
         model = get_vqvae(name, train, for_vqvae, folder / "vqvae", progress.stage(for_vqvae))
         codes, test_codes = model.encode(train), model.encode(test)
-        row = {"model": name, "prior": kind, "K": model.num_embeddings, **measure(model, test), "vqvae_epochs": for_vqvae,
-               "prior_epochs": for_prior, "position_bits": position_bits(codes, test_codes, model.num_embeddings)}
+        row = {"model": name, "prior": kind, "K": model.quantizer.num_codes, **measure(model, test), "vqvae_epochs": for_vqvae,
+               "prior_epochs": for_prior, "position_bits": position_bits(codes, test_codes, model.quantizer.num_codes)}
         row["frechet_drawn"] = frechet_distance(real, features(judge, model.decode(test_codes[others])))
         if kind == "small":
-            prior = train_prior(model.num_embeddings, codes, for_prior, folder / kind, progress.stage(for_prior))
+            prior = train_prior(model.quantizer.num_codes, codes, for_prior, folder / kind, progress.stage(for_prior))
             row["prior_bits"] = float(np.mean(prior.bits(test_codes)))
             sampled = model.decode(prior.sample(1000, seed=0))
             row["frechet"] = frechet_distance(real, features(judge, sampled))

@@ -25,9 +25,9 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from grid import Table, load_digits  # noqa: E402
 from measure import QUALITY, made_with, says_who, times_to_quality  # noqa: E402
-from peers import build_keras_example  # noqa: E402
+from peers import build_book_model, build_keras_example  # noqa: E402
 
-from vqvae_tutorial.model import VQVAE  # noqa: E402
+from vqvae_tutorial.callbacks import StopRevival  # noqa: E402
 
 PUBLISHED, SEEDS, FINE = 30, (0, 1, 2), 2  # epochs of the example; seeds; epochs that are measured four times each
 FULL = {"digits": 60_000, "test": 10_000, "example": 30, "quantizer": 30, "ours": 30}
@@ -40,13 +40,13 @@ def build(name, seed, steps):
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     if name == "ours":
-        model = VQVAE(embedding_dim=16, num_embeddings=128, seed=seed)
+        model = build_book_model(seed=seed)
         rate = keras.optimizers.schedules.CosineDecay(1e-4, max(1, PUBLISHED * steps - 100), alpha=0.01, warmup_target=2e-3,
                                                       warmup_steps=100)
     else:
         model, rate = build_keras_example(seed=seed), 1e-3
         if name == "quantizer":
-            model = VQVAE(embedding_dim=16, num_embeddings=128, encoder=model.encoder, decoder=model.decoder, seed=seed)
+            model = build_book_model(encoder=model.encoder, decoder=model.decoder, seed=seed)
     model.compile(keras.optimizers.Adam(rate))
     return model
 
@@ -77,7 +77,9 @@ def train(name, seed, images, test, epochs, measured):
     steps = -(-len(images) // 128)
     model = build(name, seed, steps)
     clock = Clock(test, steps, measured)  # runs from here on
-    model.fit(images, batch_size=128, epochs=epochs, verbose=0, callbacks=[clock])
+    model.adapt(images)
+    revival = [] if name == "example" else [StopRevival(model.quantizer)]
+    model.fit(images, batch_size=128, epochs=epochs, verbose=0, callbacks=[*revival, clock])
 
 
 def main(arguments=None):
