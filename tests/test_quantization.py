@@ -483,6 +483,20 @@ def test_weights_inside_a_graph(jit):
     np.testing.assert_array_equal(run(pairs * [1, 0], jit_compile=jit), np.zeros((5, 4)))
 
 
+@pytest.mark.parametrize("jit", [False, True])
+def test_inside_a_graph_codes_that_do_not_exist_are_not_counted(jit):
+    if keras.backend.backend() == "torch" or keras.backend.backend() == "jax" and not jit:
+        pytest.skip("values are known inside models here, so that the codes are refused")
+
+    def measure(values):
+        codes = ops.cast(values[:, 0], "int32")
+        shares = [code_frequencies(codes, 4), code_frequencies(codes, 4, weights=values[:, 1])]
+        return ops.broadcast_to(ops.concatenate(shares)[None], (ops.shape(values)[0], 8))
+
+    pairs = np.array([[0, 1], [-1, 7], [3, 3], [4, 7], [-4, 7], [900, 7], [2, 9]], "float32")  # the last one alone
+    np.testing.assert_allclose(compiled(measure)(pairs, jit_compile=jit)[0], [0.5, 0, 0, 0.5, 0.25, 0, 0, 0.75])
+
+
 @pytest.mark.parametrize("weights, problem", [(np.ones(2), r"shape \(2,\)"), (np.ones((1, 4, 3)), r"shape \(1, 4, 3\)"),
                                               (np.ones((4, 1, 1)), "broadcasts"), ([1, -1, 1], "negative"), ([1, np.nan, 1], "finite")])
 def test_weights_that_do_not_fit(weights, problem):

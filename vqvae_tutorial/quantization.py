@@ -264,7 +264,7 @@ def kmeans(vectors, num_codes, iterations=20, seed=None):
         codebook = _spread_start(vectors, num_codes, random, progress.say)
         return _lloyd(vectors, codebook, iterations, progress.say)
 
-# %% ../nbs/01_vector_quantization.ipynb #f8b23d5a
+# %% ../nbs/01_vector_quantization.ipynb #e56fcdef
 def code_frequencies(codes, num_codes, weights=None):
     """How often each code is used, as a share of all codes.
 
@@ -283,13 +283,16 @@ def code_frequencies(codes, num_codes, weights=None):
             values are known) out of range, weights that do not fit.
     """
     num_codes = check_count(num_codes, "num_codes")
-    codes = ops.convert_to_tensor(check_codes(codes, num_codes))
+    codes = check_codes(codes, num_codes)
     if 0 in tuple(codes.shape):
         received = f"shape {tuple(codes.shape)}"
         raise _refusal("codes", "at least one code", received, "Give one to count.")
     each = ops.ones_like(codes) if weights is None else _spread_weights(weights, codes)
-    each, codes = ops.reshape(each, (-1,)), ops.reshape(codes, (-1,))
-    counts = ops.segment_sum(each, codes, num_segments=num_codes)
+    if not isinstance(codes, np.ndarray):
+        exists = ops.logical_and(codes >= 0, codes < num_codes)
+        codes, each = ops.where(exists, codes, 0), ops.where(exists, each, 0)
+    flat, each = ops.reshape(codes, (-1,)), ops.reshape(each, (-1,))
+    counts = ops.segment_sum(each, flat, num_segments=num_codes)
     total = ops.cast(ops.sum(counts), "float32")
     return ops.divide_no_nan(ops.cast(counts, "float32"), total)
 
