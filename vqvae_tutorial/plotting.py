@@ -269,7 +269,7 @@ def _code_maps(codes, colors=None, num_codes=None):
     codes = _checked_maps(codes, num_codes if colors is None else len(colors))
     return (code_colors(int(codes.max()) + 1) if colors is None else colors)[codes]
 
-# %% ../nbs/90_plotting.ipynb #798ed44e
+# %% ../nbs/90_plotting.ipynb #48c3ad06
 def _make_tiles(tiles, columns, size, titles=None, labels=None):
     gap, top = 0.04, 0.2 if titles is not None else 0
     lines = [line for label in labels or () for line in label.split("\n")]
@@ -279,7 +279,7 @@ def _make_tiles(tiles, columns, size, titles=None, labels=None):
     rows = math.ceil(len(tiles) / columns)
     longest = 0 if titles is None else 0.07 * max(len(str(title)) for title in titles)
     content = left + columns * (tile + gap) - gap + max(0, longest - tile)
-    width = WIDTH if _frames is not None else min(WIDTH, math.ceil(DPI * content) / DPI)
+    width = min(WIDTH, math.ceil(DPI * content) / DPI)
     start = math.floor(DPI * (left + (width - left - columns * (tile + gap) + gap) / 2)) / DPI
     height = rows * (top + tall + gap) - gap
     figure = Figure(figsize=(width, height), layout="none")
@@ -446,7 +446,7 @@ def _curves(history, names):
         raise ValueError(f"`names` must be among {known}. Received: {missing}. Use the names that `fit` gives.")
     return history, names
 
-# %% ../nbs/90_plotting.ipynb #5c0a556f
+# %% ../nbs/90_plotting.ipynb #7e6a05b2
 def step_through(draw, count=None, description="step", start=0, show=True):
     """Shows figures one at a time, with a slider that also moves on a page without a kernel.
 
@@ -474,25 +474,26 @@ def step_through(draw, count=None, description="step", start=0, show=True):
         picture = {"image/png": base64.b64encode(strip).decode()}
         display(_slides(frames, description, start % len(frames)) | picture, raw=True)
     else:
-        display(Image(strip, width=round(100 * WIDTH)))
+        display(Image(strip, width=min(round(100 * WIDTH), plt.imread(BytesIO(strip)).shape[1])))
 
-# %% ../nbs/90_plotting.ipynb #50f00301
+# %% ../nbs/90_plotting.ipynb #403297be
 def _slides(frames, description, start):
     last, label = len(frames) - 1, f"play: {description}"
-    fit = {"width": "100%", "max_width": f"{100 * WIDTH:.0f}px"}
+    widths = [plt.imread(BytesIO(frame)).shape[1] // 2 for frame in frames]  # two dots a point
     play = widgets.Play(value=start, max=last, interval=900, description=label, tooltip=label)
     name = {"description": description, "tooltip": description}
     slider = widgets.IntSlider(value=start, max=last, **name)
     pictures = [
-        widgets.Image(value=frame, format="png", tooltip=f"{description} {step}", layout=fit)
-        for step, frame in enumerate(frames)
+        widgets.Image(value=frame, format="png", tooltip=f"{description} {step}",
+                      layout={"width": "100%", "max_width": f"{width}px"})
+        for step, (frame, width) in enumerate(zip(frames, widths))
     ]
     stack = widgets.Stack(pictures, selected_index=start)
     widgets.jslink((play, "value"), (slider, "value"))
     widgets.jslink((slider, "value"), (stack, "selected_index"))
     return widgets.VBox([widgets.HBox([play, slider]), stack])._repr_mimebundle_()
 
-# %% ../nbs/90_plotting.ipynb #2a34bc1c
+# %% ../nbs/90_plotting.ipynb #38cc87a6
 #| code-fold: true
 def _collect(draw, count):
     global _frames
@@ -521,11 +522,13 @@ def _collect(draw, count):
 def _strip(frames, columns=2):
     pictures = [plt.imread(BytesIO(frame)) for frame in frames]
     rows = math.ceil(len(pictures) / columns)
-    tall, wide = pictures[0].shape[:2]
-    figure = Figure(figsize=(WIDTH, rows * WIDTH / columns * tall / wide), layout="none")
+    tall, wide = np.max([picture.shape[:2] for picture in pictures], axis=0)
+    across = min(WIDTH, columns * wide / DPI)
+    figure = Figure(figsize=(across, rows * tall / wide * across / columns), layout="none")
     for number, picture in enumerate(pictures):
         row, column = divmod(number, columns)
-        axes = figure.add_axes((column / columns, 1 - (row + 1) / rows, 1 / columns, 1 / rows))
+        height, width = picture.shape[0] / tall / rows, picture.shape[1] / wide / columns
+        axes = figure.add_axes((column / columns, 1 - row / rows - height, width, height))
         axes.imshow(picture, aspect="auto", interpolation="antialiased")
         axes.set_axis_off()
     buffer = BytesIO()
