@@ -15,7 +15,7 @@ from results import FIGURES, figure, table
 from vqvae_tutorial.plotting import DPI, INK, PALETTE, WIDTH, book_style, new_figure
 
 RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "_build" / "pictures"
-CHAPTER = ROOT / "nbs" / "05_pixelcnn.ipynb"  # which says what the priors' bits are
+CHAPTER = ROOT / "nbs" / "06_pixelcnn.ipynb"  # which says what the priors' bits are
 MARKERS = "os^D"
 BATCHES = 469  # of 128 digits, in an epoch of 60,000
 LAYERS = {"ours, TensorFlow": "ours on TensorFlow", "ours, JAX": "ours on JAX", "one-hot, TensorFlow": "one-hot on TensorFlow",
@@ -174,7 +174,7 @@ def limit(rows):
 
 
 def prior(rows):
-    """Seconds of an epoch beside the bits that chapter 5 has found."""
+    """Seconds of an epoch beside the bits that chapter 6 has found."""
     names = {"published": "published PixelCNN, bits per image", "ours": "two gated stacks, given the digit, bits per image"}
     seconds = {row["prior"]: float(row["seconds_per_epoch"]) for row in rows}
     return table(["prior", "weights", "seconds an epoch", "published / this", "bits a test digit's codes cost"], [

@@ -92,7 +92,7 @@ def whole():
 
 
 def print_book():
-    """Print the book where there is a Chromium; tells whether there was."""
+    """Print the book where there is a Chromium; whether there was one."""
     path = chromium()
     if path is None:
         return False
