@@ -3,262 +3,282 @@
 # %% auto #0
 __all__ = ['MaskedConv2D', 'build_ungated_pixelcnn', 'GatedLayer', 'PixelCNN']
 
-# %% ../nbs/06_pixelcnn.ipynb #ddb21937
+# %% ../nbs/06_pixelcnn.ipynb #874c39ea
+#| code-fold: true
 import keras
 import numpy as np
 from keras import layers, ops
 
-from .checks import check_count
+from .checks import _refusal, check_count
 from .priors import Prior
 
-# %% ../nbs/06_pixelcnn.ipynb #0e25cb42
+
+def _reach(kernel_size):
+    if kernel_size % 2 == 0:
+        raise _refusal("kernel_size", "odd, so that there is a middle", kernel_size, "Give 3, for example.")
+    return kernel_size // 2
+
+
+def _pad(x, up=0, left=0, right=0):
+    """A map with empty rows above it and empty columns at its sides."""
+    return ops.pad(x, [(0, 0), (up, 0), (left, right), (0, 0)])
+
+# %% ../nbs/06_pixelcnn.ipynb #bfe4ae2e
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class MaskedConv2D(layers.Layer):
-    """A convolution that sees only what comes before, in reading order: the rows above, and its own row up to the middle.
-
-    The lower half of the square kernel is never made, since nothing of it would be used.
+    """A convolution that sees only what comes before: rows above, and its row up to the middle.
 
     Args:
-        filters: channels of the output.
-        kernel_size: odd; rows and columns of the whole square.
-        mask: `"A"` without the position itself, for a first layer on the codes; `"B"` with it, for all that follow.
-        activation: any Keras activation.
-
-    Raises:
-        ValueError: for another mask, or an even kernel_size.
-
-    Reference:
-        van den Oord, Kalchbrenner and Kavukcuoglu (2016), arXiv:1601.06759, section 3.4.
+        filters: Channels of the output.
+        kernel_size: Odd; of the whole square, whose lower half is never made.
+        mask: `"A"` without the place itself, for a first layer; `"B"` with it.
+        activation: Any Keras activation.
     """
 
     def __init__(self, filters, kernel_size, mask="B", activation=None, **kwargs):
         super().__init__(**kwargs)
         if mask not in ("A", "B"):
-            raise ValueError(f'mask must be "A" (without the position itself) or "B" (with it); received {mask!r}.')
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, so that there is a middle; received {kernel_size}.")
+            raise _refusal("mask", '"A" or "B"', repr(mask), 'Give "A" for a first layer.')
         self.filters, self.kernel_size, self.mask = filters, kernel_size, mask
-        self.activation = keras.activations.get(activation)
+        self.reach, self.activation = _reach(kernel_size), keras.activations.get(activation)
 
     def build(self, input_shape):
-        size, reach = self.kernel_size, self.kernel_size // 2
-        self.kernel = self.add_weight(name="kernel", shape=(reach + 1, size, input_shape[-1], self.filters))
+        size = (self.reach + 1, self.kernel_size, input_shape[-1], self.filters)
+        self.kernel = self.add_weight(name="kernel", shape=size)
         self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros")
-        self._seen = np.ones((reach + 1, size, 1, 1), "float32")
-        self._seen[-1, reach + (self.mask == "B"):] = 0
+        self.seen = np.ones((*size[:2], 1, 1), "float32")
+        self.seen[-1, self.reach + (self.mask == "B"):] = 0
 
     def call(self, inputs):
-        reach = self.kernel_size // 2
-        padded = ops.pad(inputs, [(0, 0), (reach, 0), (reach, reach), (0, 0)])
-        seen = ops.cast(self._seen, self.kernel.dtype)
-        return self.activation(ops.conv(padded, self.kernel * seen, padding="valid") + self.bias)
+        kernel = self.kernel * ops.cast(self.seen, self.kernel.dtype)
+        padded = _pad(inputs, self.reach, self.reach, self.reach)
+        return self.activation(ops.conv(padded, kernel, padding="valid") + self.bias)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.filters)
 
     def get_config(self):
-        return super().get_config() | {"filters": self.filters, "kernel_size": self.kernel_size, "mask": self.mask,
-                                       "activation": keras.activations.serialize(self.activation)}
+        activation = keras.activations.serialize(self.activation)
+        return super().get_config() | {"filters": self.filters, "kernel_size": self.kernel_size,
+                                       "mask": self.mask, "activation": activation}
 
-# %% ../nbs/06_pixelcnn.ipynb #55965f98
-def build_ungated_pixelcnn(num_codes=128, shape=(7, 7), filters=128, residual_blocks=2, dense_layers=2):
-    """Makes the first PixelCNN that most readers meet: one stack of masked convolutions, without gates or labels.
+# %% ../nbs/06_pixelcnn.ipynb #eb97324a
+def build_ungated_pixelcnn(num_codes=128, shape=(7, 7), filters=128, residual_blocks=2,
+                           dense_layers=2):
+    """Makes the first PixelCNN that most readers meet: one stack, without gates or labels.
 
     Args:
         num_codes: K, the number of codes.
         shape: `(rows, columns)` of a map of codes.
-        filters: channels of all layers.
-        residual_blocks: blocks of 1×1, masked 3×3 and 1×1 convolutions.
+        filters: Channels of all layers.
+        residual_blocks: Blocks of 1×1, masked 3×3 and 1×1 convolutions.
         dense_layers: 1×1 convolutions before the logits.
 
     Returns:
         A Keras model from codes `(batch, rows, columns)` to logits `(batch, rows, columns, K)`.
 
     Reference:
-        van den Oord, Kalchbrenner and Kavukcuoglu (2016), arXiv:1601.06759, figure 5 and table 1; the sizes are those of
-        the Keras example on VQ-VAE.
+        van den Oord, Kalchbrenner and Kavukcuoglu (2016), arXiv:1601.06759, figure 5, table 1;
+        the sizes are those of the Keras example on VQ-VAEs.
     """
     codes = keras.Input(shape, dtype="int32", name="codes")
-    x = ops.one_hot(codes, num_codes)
-    x = MaskedConv2D(filters, 7, "A", activation="relu")(x)
+    x = MaskedConv2D(filters, 7, "A", activation="relu")(ops.one_hot(codes, num_codes))
     for _ in range(residual_blocks):
         y = layers.Conv2D(filters, 1, activation="relu")(x)
         y = MaskedConv2D(filters // 2, 3, "B", activation="relu")(y)
         x = layers.Add()([x, layers.Conv2D(filters, 1, activation="relu")(y)])
     for _ in range(dense_layers):
         x = layers.Conv2D(filters, 1, activation="relu")(x)
-    return keras.Model(codes, layers.Conv2D(num_codes, 1, name="logits")(x), name="ungated_pixelcnn")
+    logits = layers.Conv2D(num_codes, 1, name="logits")(x)
+    return keras.Model(codes, logits, name="ungated_pixelcnn")
 
 # %% ../nbs/06_pixelcnn.ipynb #e825d4ba
 def _gate(x):
     signal, gate = ops.split(x, 2, axis=-1)
     return ops.tanh(signal) * ops.sigmoid(gate)
 
-# %% ../nbs/06_pixelcnn.ipynb #e09d8508
+# %% ../nbs/06_pixelcnn.ipynb #fbda2be2
+#| code-fold: true
 def _everywhere(dense, x):
-    # dense(x), all positions in one matrix. On a map with a single row, such as a sampler's, dense(x) itself writes over
-    # foreign memory with TensorFlow up to 2.21 and Keras up to 3.14 (github.com/tensorflow/tensorflow/issues/117700).
+    # dense(x), all places in one matrix. On a map with a single row, such as a sampler's, dense(x)
+    # itself writes over foreign memory with TensorFlow up to 2.21 and Keras up to 3.14
+    # (github.com/tensorflow/tensorflow/issues/117700).
     return ops.reshape(dense(ops.reshape(x, (-1, x.shape[-1]))), (*ops.shape(x)[:-1], dense.units))
 
-# %% ../nbs/06_pixelcnn.ipynb #66fbe566
+# %% ../nbs/06_pixelcnn.ipynb #620bbf5e
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class GatedLayer(layers.Layer):
-    """One layer of a gated PixelCNN: a vertical stack that has seen the rows above, a horizontal one for the row itself.
-
-    Both come in shifted by one position, so here every convolution may look at its own position, too. Both methods
-    take a `window`: their stack together with the neighbours that the kernel sees. So they work on whole maps and on
-    single rows or positions alike, which is what makes cached sampling exact.
+    """One layer of both stacks, which come in shifted: all kernels may see their own place.
 
     Args:
         filters: n, channels of each stack.
-        kernel_size: odd; the columns that the vertical kernel covers. It goes up, and the horizontal one left, by half of it.
-        dropout: rate on what is added to the horizontal stack.
-        seed: makes dropout repeatable.
-
-    Raises:
-        ValueError: if kernel_size is even.
-
-    Reference:
-        van den Oord et al. (2016), arXiv:1606.05328: figure 2 and equation 2.
+        kernel_size: Odd; kernels reach up, left and (only above) right by half of it.
+        dropout, seed: Rate, and seed, of what is added to the horizontal stack.
     """
 
     def __init__(self, filters, kernel_size=3, dropout=0.0, seed=None, **kwargs):
         super().__init__(**kwargs)
-        if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, so that there is a middle; received {kernel_size}.")
-        self._config = {"filters": filters, "kernel_size": kernel_size, "dropout": dropout, "seed": seed}
-        self.filters, self.reach = filters, kernel_size // 2
-        self.vertical = layers.Conv2D(2 * filters, (self.reach + 1, kernel_size), name="vertical")
-        self.horizontal = layers.Conv2D(2 * filters, (1, self.reach + 1), name="horizontal")
+        self.given = dict(filters=filters, kernel_size=kernel_size, dropout=dropout, seed=seed)
+        self.filters, self.reach = filters, (reach := _reach(kernel_size))
+        self.vertical = layers.Conv2D(2 * filters, (reach + 1, kernel_size), name="vertical")
+        self.horizontal = layers.Conv2D(2 * filters, (1, reach + 1), name="horizontal")
         self.link = layers.Dense(2 * filters, name="link")
         self.output_projection = layers.Dense(filters, name="output")
         self.dropout = layers.Dropout(dropout, seed=seed)
 
     def build(self, input_shape):
-        for part, channels in ((self.vertical, 1), (self.horizontal, 1), (self.link, 2), (self.output_projection, 1)):
-            part.build((None, None, None, channels * self.filters))
+        for part in (self.vertical, self.horizontal, self.link, self.output_projection):
+            part.build((None, None, None, (1 + (part is self.link)) * self.filters))
 
     def down(self, window, v, bias=0.0):
-        """Gives the vertical stack after this layer, and what it tells the horizontal one: `(…, n)` and `(…, 2n)`."""
         x = self.vertical(window) + bias
         return v + _gate(x), _everywhere(self.link, x)
 
     def across(self, window, h, told, bias=0.0, training=False):
-        """Gives the horizontal stack after this layer, `(…, n)`."""
-        x = _gate(self.horizontal(window) + told + bias)
-        return h + _everywhere(self.output_projection, self.dropout(x, training=training))
+        x = self.dropout(_gate(self.horizontal(window) + told + bias), training=training)
+        return h + _everywhere(self.output_projection, x)
 
     def call(self, v, h, bias=(0.0, 0.0), training=False):
-        reach, none = (self.reach, 0), (0, 0)
-        v, told = self.down(ops.pad(v, [none, reach, (self.reach, self.reach), none]), v, bias[0])
-        return v, self.across(ops.pad(h, [none, none, reach, none]), h, told, bias[1], training)
+        v, told = self.down(_pad(v, self.reach, self.reach, self.reach), v, bias[0])
+        return v, self.across(_pad(h, left=self.reach), h, told, bias[1], training)
 
     def get_config(self):
-        return super().get_config() | self._config
+        return super().get_config() | self.given
 
-# %% ../nbs/06_pixelcnn.ipynb #513659df
+# %% ../nbs/06_pixelcnn.ipynb #cea4596e
+def _whole_map(prior, codes, biases, training=False):
+    """A PixelCNN's logits of all places of `codes` `(n, rows, columns)`."""
+    x, position = prior.embedding(codes), ops.cast(prior.position, prior.compute_dtype)
+    v = _pad(x[:, :-1], up=1) + position
+    h = _pad(x[:, :, :-1], left=1) + position
+    for layer, bias in zip(prior.gated, biases):
+        v, h = layer(v, h, bias=bias, training=training)
+    return _everywhere(prior.logits, ops.relu(h))
+
+# %% ../nbs/06_pixelcnn.ipynb #9170c8e1
+def _label_biases(prior, label):
+    """What a label adds in each layer, to the vertical and to the horizontal gates."""
+    if label is None:
+        return prior.num_layers * [(0.0, 0.0)]
+    said = prior.label(ops.one_hot(label, prior.num_classes))[:, None, None]
+    said = ops.split(said, 2 * prior.num_layers, axis=-1)
+    return list(zip(said[::2], said[1::2]))
+
+# %% ../nbs/06_pixelcnn.ipynb #b9baad79
+#| code-fold: true
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class PixelCNN(Prior):
-    """A prior of gated convolutions: how probable each code is, given the codes above it and to its left.
+    """A prior of gated convolutions: how probable each code is, given those above and to its left.
 
-    See `Prior` for `fit`, `bits` and `sample`. Called on codes, or on `{"codes": …, "label": …}`, it gives logits
-    `(batch, rows, columns, K)`.
+    See `Prior` for `fit`, `bits` and `sample`. Called on codes, or on `{"codes": …, "label": …}`, it
+    gives logits `(batch, *shape, K)`.
 
     Args:
         num_codes: K, the number of codes.
         shape: `(rows, columns)` of a map, or `(length,)`.
-        num_classes: number of labels; None makes a prior without labels.
+        num_classes: Number of labels; `None` makes a prior without labels.
         filters: n, channels of each stack.
-        num_layers: gated layers. With kernel size 3, `columns - 1` of them let all places see all that came before.
-        kernel_size: odd; see `GatedLayer`.
-        dropout: rate in the gated layers.
-        seed: makes dropout repeatable.
+        num_layers: Gated layers. With kernel size 3, `columns - 1` of them let all places see all
+            that came before.
+        kernel_size: Odd; see `GatedLayer`.
+        dropout: Rate in the gated layers.
+        seed: Makes dropout repeatable.
 
     Raises:
-        ValueError: for an argument out of range; for codes or labels that do not fit.
+        ValueError: An argument is out of range; codes or labels do not fit.
 
     Reference:
         van den Oord et al. (2016), arXiv:1606.05328, section 2.
     """
 
-    def __init__(self, num_codes, shape, num_classes=None, filters=64, num_layers=8, kernel_size=3, dropout=0.1,
-                 seed=None, **kwargs):
+    def __init__(self, num_codes, shape, num_classes=None, filters=64, num_layers=8, kernel_size=3,
+                 dropout=0.1, seed=None, **kwargs):
         super().__init__(num_codes, shape, num_classes, **kwargs)
         if len(self.shape) > 2:
-            raise ValueError(f"`shape` must be (rows, columns) or (length,). Received: {self.shape}.")
+            advice = "Flatten longer ones to one axis, (length,)."
+            raise _refusal("shape", "(rows, columns) or (length,)", self.shape, advice)
         self.filters, self.num_layers = check_count(filters, "filters"), check_count(num_layers, "num_layers")
         self.kernel_size, self.dropout, self.seed = kernel_size, dropout, seed
         self.grid = self.shape if len(self.shape) == 2 else (1, *self.shape)
         self.embedding = layers.Embedding(self.num_codes, self.filters, name="embedding")
-        self.label = layers.Dense(4 * self.filters * self.num_layers, use_bias=False, name="label") if num_classes else None
-        self.gated = [GatedLayer(self.filters, kernel_size, dropout, seed, name=f"gated_{i}") for i in range(self.num_layers)]
+        biases = 4 * self.filters * self.num_layers
+        self.label = layers.Dense(biases, use_bias=False, name="label") if num_classes else None
+        self.gated = [GatedLayer(self.filters, kernel_size, dropout, seed, name=f"gated_{number}")
+                      for number in range(self.num_layers)]
         self.logits = layers.Dense(self.num_codes, dtype="float32", name="logits")
         self.build()
 
     def build(self, input_shape=None):
-        self.position = self.add_weight(name="position", shape=(*self.grid, self.filters), initializer="random_normal")
+        size = (*self.grid, self.filters)
+        self.position = self.add_weight(name="position", shape=size, initializer="random_normal")
         for part in (self.embedding, *self.gated, self.logits):
-            part.build((None, *self.grid, self.filters))
+            part.build((None, *size))
         if self.num_classes:
             self.label.build((None, self.num_classes))
 
     def call(self, inputs, training=False):
-        codes, label, _ = self._parts(inputs)
-        flaw = self._flaw(codes, label)
-        x = self.embedding(ops.reshape(ops.clip(codes, 0, self.num_codes - 1), (-1, *self.grid)))
-        v = ops.pad(x[:, :-1], [(0, 0), (1, 0), (0, 0), (0, 0)]) + ops.cast(self.position, x.dtype)
-        h = ops.pad(x[:, :, :-1], [(0, 0), (0, 0), (1, 0), (0, 0)]) + ops.cast(self.position, x.dtype)
-        for layer, bias in zip(self.gated, self._biases(label)):
-            v, h = layer(v, h, bias=bias, training=training)
-        logits = _everywhere(self.logits, ops.relu(h)) + (0.0 if training else flaw[:, None, None, None])
-        return ops.reshape(logits, (-1, *self.shape, self.num_codes))
-
-    def _biases(self, label):
-        """What the label adds in each layer, to the vertical and to the horizontal gates (equation 4)."""
-        if label is None:
-            return [(0.0, 0.0)] * self.num_layers
-        told = self.label(ops.one_hot(label, self.num_classes))[:, None, None]
-        told = ops.split(told, 2 * self.num_layers, axis=-1)
-        return list(zip(told[::2], told[1::2]))
+        codes, label, flaw = self.read(inputs)
+        codes = ops.reshape(codes, (-1, *self.grid))
+        logits = _whole_map(self, codes, _label_biases(self, label), training)
+        logits = ops.reshape(logits, (-1, *self.shape, self.num_codes))
+        return logits if training else logits + flaw
 
     def start(self, batch, label=None):
-        n, columns, reach, dtype = self.filters, self.grid[1], self.kernel_size // 2, self.compute_dtype
-
-        def empty(*shape):
-            return [ops.zeros((batch, *shape), dtype) for _ in self.gated]
-
-        # For each layer what its next convolution sees: rows above, places to the left, and what the row is told.
-        cache = {"above": empty(reach + 1, columns + 2 * reach, n), "told": empty(1, columns, 2 * n), "left": empty(1, reach + 1, n)}
-        return cache if label is None else cache | {"bias": self._biases(label)}
+        return _empty_windows(self, batch) | ({} if label is None else {"bias": _label_biases(self, label)})
 
     def call_with_cache(self, codes, cache, index):
-        columns, biases = self.grid[1], cache.get("bias", self._biases(None))
-        row, column = index // columns, index % columns
-        codes, position = ops.reshape(codes, (-1, *self.grid)), ops.cast(self.position, self.compute_dtype)
-
-        def embed(i, j):  # the code at a place as a map of one, or nothing if the place is not there
-            x = self.embedding(ops.take(ops.take(codes, [ops.maximum(i, 0)], axis=1), ops.maximum(j, 0), axis=2))
-            return ops.where(i >= 0, x, ops.zeros_like(x))
-
-        def next_row(above, told, left):
-            v = embed(row - 1, ops.arange(columns)) + ops.take(position, [row], axis=0)
-            sides, moved, said = [(0, 0), (0, 0), (self.kernel_size // 2,) * 2, (0, 0)], [], []
-            for layer, bias, window in zip(self.gated, biases, above):
-                moved.append(ops.concatenate([window[:, 1:], ops.pad(v, sides)], axis=1))
-                v, x = layer.down(moved[-1], v, bias[0])
-                said.append(x)
-            return moved, said, [ops.zeros_like(x) for x in left]
-
-        stacks = cache["above"], cache["told"], cache["left"]
-        above, told, left = ops.cond(column == 0, lambda: next_row(*stacks), lambda: stacks)
-        h = embed(row, ops.reshape(column - 1, (1,)))
-        h = ops.where(column > 0, h, ops.zeros_like(h)) + ops.take(ops.take(position, [row], axis=0), [column], axis=1)
-        moved = []
-        for layer, bias, window, x in zip(self.gated, biases, left, told):
-            moved.append(ops.concatenate([window[:, :, 1:], h], axis=2))
-            h = layer.across(moved[-1], h, ops.take(x, [column], axis=2), bias[1])
-        return self.logits(ops.relu(h)[:, 0, 0]), cache | {"above": above, "told": told, "left": moved}
+        return _next_place(self, ops.reshape(codes, (-1, *self.grid)), cache, index)
 
     def get_config(self):
-        return super().get_config() | {name: getattr(self, name) for name in (
-            "filters", "num_layers", "kernel_size", "dropout", "seed")}
+        names = ("filters", "num_layers", "kernel_size", "dropout", "seed")
+        return super().get_config() | {name: getattr(self, name) for name in names}
+
+# %% ../nbs/06_pixelcnn.ipynb #d35e286a
+def _empty_windows(prior, batch):
+    """The cache before the first place: what the next convolutions of each layer see."""
+    n, reach, columns = prior.filters, prior.kernel_size // 2, prior.grid[1]
+
+    def empty(*size):
+        return [ops.zeros((batch, *size), prior.compute_dtype) for _ in prior.gated]
+
+    return {"above": empty(reach + 1, columns + 2 * reach, n),  # rows, for the vertical kernel
+            "told": empty(1, columns, 2 * n),  # what the vertical stack says to this row
+            "left": empty(1, reach + 1, n)}  # places, for the horizontal kernel
+
+# %% ../nbs/06_pixelcnn.ipynb #c6e13dec
+def _strip(prior, codes, row, columns):
+    """Some places of one row of codes, embedded; zeros where the map has not begun."""
+    there = (row >= 0) & (columns >= 0)
+    x = ops.take(codes, [ops.maximum(row, 0)], axis=1)
+    x = prior.embedding(ops.take(x, ops.maximum(columns, 0), axis=2))
+    return ops.where(there[:, None], x, ops.zeros_like(x))
+
+# %% ../nbs/06_pixelcnn.ipynb #3abd1722
+def _next_row(prior, codes, cache, biases, row):
+    """Moves the vertical stack down one row, in all layers."""
+    reach, columns = prior.kernel_size // 2, ops.arange(prior.grid[1])
+    position = ops.take(ops.cast(prior.position, prior.compute_dtype), [row], axis=0)
+    v = _strip(prior, codes, row - 1, columns) + position
+    above, told = [], []
+    for layer, bias, window in zip(prior.gated, biases, cache["above"]):
+        newest = _pad(v, left=reach, right=reach)
+        above.append(ops.concatenate([window[:, 1:], newest], axis=1))
+        v, said = layer.down(above[-1], v, bias[0])
+        told.append(said)
+    return {"above": above, "told": told, "left": [ops.zeros_like(x) for x in cache["left"]]}
+
+# %% ../nbs/06_pixelcnn.ipynb #b2bd1604
+def _next_place(prior, codes, cache, index):
+    """Moves the horizontal stack right one place, in all layers: its logits, and the cache."""
+    row, column = index // prior.grid[1], ops.reshape(index % prior.grid[1], (1,))
+    biases = cache["bias"] if "bias" in cache else _label_biases(prior, None)
+    windows = {name: cache[name] for name in ("above", "told", "left")}
+    windows = ops.cond(column[0] == 0, lambda: _next_row(prior, codes, windows, biases, row),
+                       lambda: windows)
+    position = ops.take(ops.cast(prior.position, prior.compute_dtype), [row], axis=0)
+    h = _strip(prior, codes, row, column - 1) + ops.take(position, column, axis=1)
+    left = []
+    for layer, bias, window, told in zip(prior.gated, biases, windows["left"], windows["told"]):
+        left.append(ops.concatenate([window[:, :, 1:], h], axis=2))
+        h = layer.across(left[-1], h, ops.take(told, column, axis=2), bias[1])
+    return prior.logits(ops.relu(h)[:, 0, 0]), cache | windows | {"left": left}
