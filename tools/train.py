@@ -1,0 +1,92 @@
+"""Train the pair that ships, VQ-VAE and prior, on any backend: `python tools/train.py mnist`.
+
+    python tools/train.py mnist [--seed N] [--part vqvae|prior] [--quick]
+
+It trains by the very functions that chapters 3 and 6 call, and keeps both trainings in `nbs/runs`; for seed 0 in the folders
+where the chapters look, so that they go on from there and train nothing again. A training that was stopped goes on with the epoch
+it was at, on this machine or, when its folder has been copied, on another. `KERAS_BACKEND=jax` and the like choose the backend.
+The prior needs the VQ-VAE, which is trained first where it is not finished.
+
+The last line is a JSON object with what was measured on the test digits; it is also kept as `scores.json` beside the training.
+`--quick` trains on 512 digits for two epochs, in folders of its own, to see that everything works.
+"""
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+FOLDERS = {"vqvae": "03_mnist", "prior": "06_mnist"}  # where chapters 3 and 6 look
+QUICK_DIGITS, QUICK_EPOCHS = 512, 2
+
+
+def folder(part, seed=0, quick=False):
+    """Where a training is kept."""
+    name = FOLDERS[part] + ("" if seed == 0 else f"_seed{seed}") + ("_quick" if quick else "")
+    return ROOT / "nbs" / "runs" / name
+
+
+def keep(part, seed, quick, scores):
+    """Writes and prints the scores of one part."""
+    rounded = {name: round(float(value), 6) for name, value in scores.items()}
+    line = json.dumps({"part": part, "seed": seed, "quick": quick, "backend": os.environ.get("KERAS_BACKEND", "")} | rounded)
+    (folder(part, seed, quick) / "scores.json").write_text(line + "\n", encoding="utf-8")
+    print(line, flush=True)
+
+
+def train(parts, seed=0, quick=False, data=None):
+    """Trains the parts that were asked for, and gives the pair.
+
+    Args:
+        parts: `["vqvae"]` or `["vqvae", "prior"]`; a prior is trained over the codes of a finished VQ-VAE.
+        seed: of the weights, the codebook's start, dropout and the order of the digits.
+        quick: whether to train next to nothing.
+        data: `Digits`; MNIST where it is not given.
+    """
+    import keras
+    import numpy as np
+
+    from vqvae_tutorial import load_mnist
+    from vqvae_tutorial.presets import build_mnist, train_prior, train_vqvae
+
+    digits = load_mnist() if data is None else data
+    count = QUICK_DIGITS if quick else len(digits.train.images)
+    images, labels = digits.train.images[:count], digits.train.labels[:count]
+    test, test_labels = digits.test.images[:count], digits.test.labels[:count]
+    options = {"verbose": 1 if sys.stdout.isatty() else 2} | ({"epochs": QUICK_EPOCHS} if quick else {})
+
+    keras.utils.set_random_seed(seed)
+    model, prior = build_mnist(seed)
+    print(f"VQ-VAE of {count:,} digits, in {folder('vqvae', seed, quick).relative_to(ROOT)}", flush=True)
+    train_vqvae(model, images, folder("vqvae", seed, quick), validation_data=(test, test), **options)
+    keep("vqvae", seed, quick, model.evaluate(test, batch_size=250, verbose=0, return_dict=True))
+    if "prior" in parts:
+        codes, test_codes = model.encode(images), model.encode(test)
+        held_out = ({"codes": test_codes, "label": test_labels},)
+        print(f"prior over its codes, in {folder('prior', seed, quick).relative_to(ROOT)}", flush=True)
+        keras.utils.set_random_seed(seed)
+        train_prior(prior, codes, labels, folder("prior", seed, quick), validation_data=held_out, **options)
+        keep("prior", seed, quick, {"bits": np.mean(prior.bits(test_codes, test_labels))})
+    return model, prior
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=["mnist"], help="what to train")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0, the one that ships")
+    parser.add_argument("--part", choices=["vqvae", "prior"], help="default: both; a prior also needs its VQ-VAE")
+    parser.add_argument("--quick", action="store_true", help="two epochs on 512 digits")
+    chosen = parser.parse_args(arguments)
+    try:
+        train(["vqvae"] if chosen.part == "vqvae" else ["vqvae", "prior"], chosen.seed, chosen.quick)
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
