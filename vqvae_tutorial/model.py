@@ -243,6 +243,40 @@ def _clip(signal, value_range):
     return signal if value_range is None else ops.clip(signal, *value_range)
 
 
+def _check_limits(value_range):
+    # A range as a tuple of two floats, or an error that says what is wrong with it.
+    if value_range is None:
+        return None
+    try:
+        low, high = map(float, value_range)
+    except (TypeError, ValueError):
+        low = high = np.nan
+    if not low < high:
+        raise ValueError("`value_range` must be the lowest and the highest value of a signal. "
+                         f"Received: {value_range!r}. Give (0, 1), for example, or None.")
+    return low, high
+
+
+def _flaw(y, mask, value_range):
+    # 0, or NaN where a signal leaves its range: a compiled graph cannot raise an error.
+    if value_range is None:
+        return 0.0
+    low, high = value_range
+    slack = 1e-5 * (high - low)
+    inside = (y >= low - slack) & (y <= high + slack)
+    if mask is not None:
+        inside |= _spread(mask, len(y.shape) - 1)[..., None] <= 0
+    return ops.where(ops.all(inside), 0.0, np.nan)
+
+
+def _leave_padding(y, y_pred, mask):
+    # What padding holds cannot be seen: it counts as drawn without error.
+    if mask is None:
+        return y
+    real = _spread(mask, len(y.shape) - 1)[..., None] > 0
+    return ops.where(real, y, ops.stop_gradient(ops.cast(y_pred, "float32")))
+
+
 def _check_signal(model, signal):
     # Signals as a float array of the right shape, finite and in range, or an error that says
     # what is wrong; what has no values yet, inside a graph, as it is.
@@ -361,7 +395,7 @@ class VQVAE(keras.Model):
     def __init__(self, encoder, decoder, quantizer, value_range=None, **kwargs):
         super().__init__(**kwargs)
         self.encoder, self.decoder, self.quantizer = encoder, decoder, quantizer
-        self.value_range = None if value_range is None else tuple(value_range)
+        self.value_range = _check_limits(value_range)
         self.mse, self.quantizer_loss = map(keras.metrics.Mean, ("mse", "quantizer_loss"))
         if isinstance(shape := getattr(encoder, "input_shape", None), tuple):  # functional
             self.build(shape)
@@ -378,6 +412,7 @@ class VQVAE(keras.Model):
         vectors = self.encoder(signal, training=training)
         mask = _code_mask(mask, vectors)
         quantized = self.quantizer(vectors, mask=mask, training=training)
+        self.added = sum(self.quantizer.losses)  # without those of the networks
         return self.draw(quantized, given, training)
 
     def draw(self, embeddings, given, training=False):
@@ -388,17 +423,19 @@ class VQVAE(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         y, mask = _target(x, y, y_pred), _split(x)[1]
+        flaw, y = _flaw(y, mask, self.value_range), _leave_padding(y, y_pred, mask)
         error = ops.mean(ops.square(y - ops.cast(y_pred, "float32")), axis=-1)
         weights = _masked(sample_weight, mask, error)
         self.mse.update_state(error, weights)
-        self.quantizer_loss.update_state(sum(self.losses))
+        self.quantizer_loss.update_state(self.added)
         count = _count(error, mask)
         self.usage.update_state(self.quantizer.frequencies, count)
         self.perplexity.update_state(self.quantizer.frequencies, count)
         weights = _for_loss(weights, mask, self.loss, y, y_pred)
         own = 0.0 if self.loss else relative_error(y, y_pred, self.variance.value, weights)
         more = self.loss or self.losses  # one that `compile` was given, and the quantizer's
-        return own + (super().compute_loss(x, y, y_pred, weights, training) if more else 0.0)
+        own += super().compute_loss(x, y, y_pred, weights, training) if more else 0.0
+        return own + flaw
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         weights = _masked(sample_weight, _split(x)[1], y_pred[..., 0])

@@ -52,7 +52,8 @@ class MaskedConv2D(layers.Layer):
     def call(self, inputs):
         kernel = self.kernel * ops.cast(self.seen, self.kernel.dtype)
         padded = _pad(inputs, self.reach, self.reach, self.reach)
-        return self.activation(ops.conv(padded, kernel, padding="valid") + self.bias)
+        x = ops.conv(padded, kernel, padding="valid", data_format="channels_last")
+        return self.activation(x + self.bias)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.filters)
@@ -120,8 +121,10 @@ class GatedLayer(layers.Layer):
         super().__init__(**kwargs)
         self.given = dict(filters=filters, kernel_size=kernel_size, dropout=dropout, seed=seed)
         self.filters, self.reach = filters, (reach := _reach(kernel_size))
-        self.vertical = layers.Conv2D(2 * filters, (reach + 1, kernel_size), name="vertical")
-        self.horizontal = layers.Conv2D(2 * filters, (1, reach + 1), name="horizontal")
+        last = {"data_format": "channels_last"}  # whatever Keras is set to
+        up, left = (reach + 1, kernel_size), (1, reach + 1)
+        self.vertical = layers.Conv2D(2 * filters, up, name="vertical", **last)
+        self.horizontal = layers.Conv2D(2 * filters, left, name="horizontal", **last)
         self.link = layers.Dense(2 * filters, name="link")
         self.output_projection = layers.Dense(filters, name="output")
         self.dropout = layers.Dropout(dropout, seed=seed)
