@@ -350,6 +350,7 @@ def test_the_sample_is_drawn_by_the_seed_and_costs_next_to_nothing():
 
 def test_kmeans_shows_progress_on_stderr_after_a_while_and_not_before(capsys, monkeypatch):
     vectors = normal(400, 2)
+    monkeypatch.setattr(quantization._Progress, "PATIENCE", 60.0)
     silent = kmeans(vectors, 30, seed=0)
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(quantization._Progress, "PATIENCE", 0.0)
