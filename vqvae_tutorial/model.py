@@ -212,9 +212,12 @@ def _for_loss(weights, mask, loss, y, y_pred):
     if not callable(function):
         return weights
     axes = tuple(range(max(len(function(y, y_pred).shape), 1), len(weights.shape)))
+    if axes and mask is not None:  # such a loss takes padding for places without error
+        share = ops.mean(_spread(mask, len(weights.shape)), axis=axes, keepdims=True)
+        weights = weights / ops.maximum(share, 1e-7)
     return ops.mean(weights, axis=axes) if axes else weights
 
-# %% ../nbs/03_training.ipynb #5a35513c
+# %% ../nbs/03_training.ipynb #243200fb
 #| code-fold: true
 def _fit_together(model, shape):
     # Builds the parts that are not built yet; gives the shapes of a signal and of its codes.
@@ -235,8 +238,10 @@ def _fit_together(model, shape):
     return signal_shape, vectors[1:-1]
 
 
-def _tensors(given):
-    return {name: ops.convert_to_tensor(value) for name, value in given.items()}
+def _with_condition(embeddings, given):
+    # What the decoder is called on: embeddings alone, or a dict of them and the condition.
+    given = {name: ops.convert_to_tensor(value) for name, value in given.items()}
+    return {"embeddings": embeddings, **given} if given else embeddings
 
 
 def _clip(signal, value_range):
@@ -364,7 +369,7 @@ def relative_error(y, y_pred, variance, weights=None):
     y, y_pred = (x * ops.rsqrt(variance) for x in (y, ops.cast(y_pred, "float32")))
     return keras.losses.MeanSquaredError()(y, y_pred, sample_weight=weights)
 
-# %% ../nbs/03_training.ipynb #abef275f
+# %% ../nbs/03_training.ipynb #5c71006f
 #| code-fold: true
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class VQVAE(keras.Model):
@@ -417,8 +422,7 @@ class VQVAE(keras.Model):
 
     def draw(self, embeddings, given, training=False):
         """Gives what the decoder makes of embeddings and, where there is one, a condition."""
-        inputs = {"embeddings": embeddings, **_tensors(given)} if given else embeddings
-        signal = self.decoder(inputs, training=training)
+        signal = self.decoder(_with_condition(embeddings, given), training=training)
         return signal if training else _clip(signal, self.value_range)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -433,9 +437,9 @@ class VQVAE(keras.Model):
         self.perplexity.update_state(self.quantizer.frequencies, count)
         weights = _for_loss(weights, mask, self.loss, y, y_pred)
         own = 0.0 if self.loss else relative_error(y, y_pred, self.variance.value, weights)
-        more = self.loss or self.losses  # one that `compile` was given, and the quantizer's
-        own += super().compute_loss(x, y, y_pred, weights, training) if more else 0.0
-        return own + flaw
+        more = self.loss or self.losses  # one that `compile` was given, and what layers add
+        rest = super().compute_loss(x, y, y_pred, weights, training) if more else 0.0
+        return own + rest + flaw
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         weights = _masked(sample_weight, _split(x)[1], y_pred[..., 0])
