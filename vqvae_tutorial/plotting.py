@@ -446,7 +446,7 @@ def _curves(history, names):
         raise ValueError(f"`names` must be among {known}. Received: {missing}. Use the names that `fit` gives.")
     return history, names
 
-# %% ../nbs/90_plotting.ipynb #7e6a05b2
+# %% ../nbs/90_plotting.ipynb #9b9ac557
 def step_through(draw, count=None, description="step", start=0, show=True):
     """Shows figures one at a time, with a slider that also moves on a page without a kernel.
 
@@ -474,7 +474,7 @@ def step_through(draw, count=None, description="step", start=0, show=True):
         picture = {"image/png": base64.b64encode(strip).decode()}
         display(_slides(frames, description, start % len(frames)) | picture, raw=True)
     else:
-        display(Image(strip, width=min(round(100 * WIDTH), plt.imread(BytesIO(strip)).shape[1])))
+        display(Image(strip, width=plt.imread(BytesIO(strip)).shape[1]))
 
 # %% ../nbs/90_plotting.ipynb #403297be
 def _slides(frames, description, start):
