@@ -2,8 +2,8 @@
 
 For each K a VQ-VAE is trained, and then a small PixelCNN on its codes of the training digits: all equally long, all of the same
 size. A row says what a test digit costs in bits under that prior, what error it leaves, and how far digits sampled from it are from
-real ones. Two more models stand under the same small prior: that of chapter 3, and the well-known Keras example, trained as published;
-`--published` adds the example's own ungated prior.
+real ones. More models stand under the same small prior: that of chapter 3; the well-known Keras example, trained as published; and
+chapter 1's strokes, k-means on patches without any network. `--published` adds the example's own ungated prior.
 
 Three things differ from chapter 3. The encoders of the curve are two small convolutions, so that a code describes 7×7 pixels and not
 the whole digit. No code is revived, since revival makes use even, and even use is dear. And a code is charged for its own bits when it
@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,11 +31,13 @@ from vqvae_tutorial.callbacks import StopRevival, resumable  # noqa: E402
 from vqvae_tutorial.model import VQVAE, build_decoder  # noqa: E402
 from vqvae_tutorial.pixelcnn import PixelCNN, build_ungated_pixelcnn  # noqa: E402
 from vqvae_tutorial.priors import PositionPrior  # noqa: E402
+from vqvae_tutorial.quantization import kmeans, nearest_code  # noqa: E402
 from vqvae_tutorial.rate import EntropyConstrainedQuantizer  # noqa: E402
 from vqvae_tutorial.scoring import features, frechet_distance, load_judge  # noqa: E402
 
 NUMBERS, SIZE, PRIOR = (8, 16, 32, 64, 128, 256), 16, {"filters": 32, "num_layers": 6, "dropout": 0.0}
 VARIANTS = {"uncharged": (32, 0.0, 0.0), "revived": (32, 0.0, 0.25)}  # K, rate weight and revival threshold
+STROKES = {f"strokes {number}": number for number in (128, 32)}
 RATE_WEIGHT = 0.1
 FULL = {"digits": 60_000, "vqvae_epochs": 30, "prior_epochs": 3}
 QUICK = {"digits": 256, "vqvae_epochs": 1, "prior_epochs": 1}
@@ -79,9 +82,29 @@ def build_local_encoder():
     return keras.Model(images, keras.layers.Conv2D(SIZE, 1)(x), name="encoder")
 
 
+class Strokes:
+    """Chapter 1's codebook of patches of 4×4 pixels, made by k-means: the model that needs no network. It is used as a `VQVAE` is."""
+
+    def __init__(self, images, num_codes):
+        self.codebook = kmeans(self.cut(images), num_codes, seed=0)
+        self.quantizer = SimpleNamespace(num_codes=num_codes)
+
+    @staticmethod
+    def cut(images):
+        return images.reshape(-1, 7, 4, 7, 4).swapaxes(2, 3).reshape(-1, 7, 7, 16)
+
+    def encode(self, images):
+        return np.asarray(nearest_code(self.cut(images), self.codebook))
+
+    def decode(self, codes):
+        return self.codebook[codes].reshape(-1, 7, 7, 4, 4).swapaxes(2, 3).reshape(-1, 28, 28, 1)
+
+
 def get_vqvae(name, images, epochs, folder, progress):
     """The model of a row, trained."""
     keras.utils.set_random_seed(0)
+    if name in STROKES:
+        return Strokes(images, STROKES[name])
     batch_size, rate = 128, 1e-3
     if name == "example":
         model = build_keras_example(seed=0)
@@ -132,7 +155,7 @@ def main(arguments=None):
     table = Table(out, ["model", "prior", "K", *measured, "vqvae_epochs", "prior_epochs"], 2, {})
     wanted = [(f"K = {number}", "small") for number in sorted(numbers, key=lambda number: abs(np.log2(number) - 5.4))]
     wanted[2:2] = [("example", "small")]
-    wanted += [("chapter 3", "small"), *((name, "small") for name in VARIANTS)]
+    wanted += [("chapter 3", "small"), *((name, "small") for name in (*VARIANTS, *STROKES))]
     wanted += [("example", "ungated")] * options.published
     missing = [key for key in wanted if key not in table]
     print(f"{len(wanted) - len(missing)} of {len(wanted)} rows are in {out}", flush=True)
@@ -145,7 +168,7 @@ def main(arguments=None):
     some, others = order[:half], order[half:2 * half]
     judge = load_judge()
     real = features(judge, test[some])
-    for_model = {"example": example_epochs, "chapter 3": 30}
+    for_model = {"example": example_epochs, "chapter 3": 30} | dict.fromkeys(STROKES, 0)
     epochs = {(name, kind): (for_model.get(name, budget["vqvae_epochs"]), budget["prior_epochs"] if kind == "small" else ungated_epochs)
               for name, kind in missing}
     progress = Progress(sum(map(sum, epochs.values())))
