@@ -503,3 +503,111 @@ def test_a_number_that_is_none_never_reaches_the_state(make, number):
         model.train_on_batch(x)
     assert all(np.isfinite(value).all() for value in state(quantizer).values())
     assert ops.shape(quantizer.encode(x)) == (16,)
+
+
+# What single rules rest on
+
+
+REVIVING = {name: make for name, make in QUANTIZERS.items() if hasattr(make(), "revival_threshold")}
+each_that_revives = pytest.mark.parametrize("make", REVIVING.values(), ids=REVIVING)
+
+
+def of_kind(make, **options):
+    return type(make())(**(make().get_config() | options))
+
+
+@each_that_revives
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_dead_code_starts_anew_at_a_vector_that_is_badly_quantized(make, masked):
+    """All vectors but one lie on an embedding, so that one is what is drawn, and count and sum start with it."""
+    start = np.concatenate([np.zeros((1, D)), np.full((K - 1, D), 1e3)]).astype("float32")
+    quantizer = of_kind(make, embeddings_initializer=start, revival_threshold=0.5)
+    x, mask = np.zeros((1, 9, D), "float32"), None
+    x[0, 4] = [3, 0, 0, 0]
+    if masked:  # the worst of all is padding
+        x[0, 6], mask = 100, np.arange(9)[None] != 6
+    quantizer(x, mask=mask, training=True)
+    codebook = numbers(quantizer.codebook)
+    np.testing.assert_allclose(codebook[1:], np.broadcast_to(x[0, 4], (K - 1, D)), atol=1e-6)
+    np.testing.assert_allclose(numbers(quantizer.ema_frequency)[1:], 1, rtol=1e-6)
+    np.testing.assert_allclose(numbers(quantizer.ema_sum)[1:], codebook[1:], rtol=1e-6)
+    np.testing.assert_allclose(codebook[0], x[0, 4] / (8 if masked else 9), rtol=1e-4)
+
+
+@each_that_revives
+@pytest.mark.parametrize("threshold, revived", [(0.5, False), (0.9, True)])
+def test_a_code_is_dead_below_its_share_and_not_above(make, threshold, revived):
+    """Two codes are used at 0.8 of a fair share in a first step, the others at more."""
+    start = 10 * np.arange(K)[:, None] * np.ones((K, D), "float32")
+    quantizer = of_kind(make, embeddings_initializer=start.astype("float32"), revival_threshold=threshold)
+    counts = np.array([4, 4, 5, 5, 5, 5, 6, 6])
+    x = np.repeat(start, counts, axis=0).astype("float32")
+    x[0] += 1.0  # the only one with an error
+    quantizer(x, training=True)
+    frequency = numbers(quantizer.ema_frequency)
+    np.testing.assert_allclose(frequency, np.where(revived & (counts == 4), 1, counts / 5), rtol=1e-5)
+
+
+@each_that_revives
+def test_revival_draws_the_worse_quantized_more_often(make):
+    """By squared error, as k-means++: 1 to 9 where the distances are 1 to 3."""
+    from vqvae_tutorial.quantizers import badly_quantized
+
+    x, zero = np.zeros((4, D), "float32"), np.zeros((4, D), "float32")
+    x[1, 0], x[3, 0] = 1, 3
+    drawn = numbers(badly_quantized(x, zero, 4000, keras.random.SeedGenerator(0)))[:, 0]
+    assert set(np.unique(drawn)) == {1, 3}
+    np.testing.assert_allclose(np.mean(drawn == 3), 0.9, atol=0.02)
+    drawn = numbers(badly_quantized(x, zero, 50, keras.random.SeedGenerator(0), np.array([1, 1, 1, 0], "float32")))
+    assert set(np.unique(drawn[:, 0])) == {1}
+
+
+@each_that_revives
+def test_the_running_means_are_those_of_numpy(make):
+    """Over shares, from the start as history, debiased; a step at a time."""
+    quantizer, x = of_kind(make, decay=0.8, revival_threshold=0.0), vectors(6, 40, seed=2)
+    quantizer.adapt(x)
+    codebook = np.float64(numbers(quantizer.codebook))
+    frequency, total, steps = np.ones(K), codebook.copy(), 1 / (1 - 0.8)
+    for batch in x:
+        codes = np.eye(K)[numbers(quantizer.encode(batch))]
+        steps += 1
+        weight = 0.2 / (1 - 0.8**steps)
+        frequency = (1 - weight) * frequency + weight * K * codes.mean(axis=0)
+        total = (1 - weight) * total + weight * K * codes.T @ batch / len(batch)
+        quantizer(batch, training=True)
+        np.testing.assert_allclose(numbers(quantizer.ema_frequency), frequency, rtol=1e-4)
+        np.testing.assert_allclose(numbers(quantizer.codebook), total / frequency[:, None], rtol=1e-3, atol=1e-5)
+
+
+def test_bits_are_charged_at_their_price():
+    """Against argmin of squared distance + λ · mean squared distance · bits, all by NumPy."""
+    quantizer = of_kind(QUANTIZERS["entropy"], rate_weight=0.5, decay=0.7)
+    x = vectors(5, 60, seed=3)
+    quantizer.adapt(x)
+    distance = 0.0
+    for batch in x:
+        codebook, share = np.float64(numbers(quantizer.codebook)), np.maximum(numbers(quantizer.ema_frequency), 1e-3)
+        gaps = ((batch[:, None] - codebook) ** 2).sum(-1)
+        cost = gaps + 0.5 * distance * -np.log2(share / share.sum())
+        codes = numbers(quantizer.encode(batch))
+        np.testing.assert_allclose(cost[np.arange(60), codes], cost.min(axis=-1), rtol=1e-4, atol=1e-4)
+        quantizer(batch, training=True)
+        distance = 0.7 * distance + 0.3 * gaps[np.arange(60), codes].mean()
+        np.testing.assert_allclose(float(quantizer.mean_distance.value), distance, rtol=1e-4)
+    assert np.any(codes != gaps.argmin(-1))  # the price decided something
+
+
+def test_usage_and_perplexity_weigh_batches_by_their_size():
+    from vqvae_tutorial.quantizers import CodebookPerplexity, CodebookUsage
+
+    codes = np.minimum(np.random.default_rng(0).geometric(0.1, size=500) - 1, 19)
+    share = np.bincount(codes, minlength=32) / len(codes)
+    share = share[share > 0]
+    for metric, right in ((CodebookUsage(32), len(share)), (CodebookPerplexity(32), np.exp(-np.sum(share * np.log(share))))):
+        for batch in np.split(codes, [1, 4, 100, 103]):
+            metric.update_state(np.bincount(batch, minlength=32) / len(batch), sample_weight=len(batch))
+        np.testing.assert_allclose(float(metric.result()), right, rtol=1e-5)
+        metric.reset_state()
+        metric.update_state(np.eye(32)[3])
+        assert float(metric.result()) == 1
