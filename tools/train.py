@@ -1,6 +1,6 @@
 """Train the pair that ships, VQ-VAE and prior, on any backend: `python tools/train.py mnist`.
 
-    python tools/train.py mnist [--seed N] [--part vqvae|prior] [--quick]
+    python tools/train.py mnist [--seed N] [--part vqvae|prior] [--quick] [--release]
 
 It trains by the very functions that chapters 3 and 6 call, and keeps both trainings in `nbs/runs`; for seed 0 in the folders
 where the chapters look, so that they go on from there and train nothing again. A training that was stopped goes on with the epoch
@@ -8,7 +8,8 @@ it was at, on this machine or, when its folder has been copied, on another. `KER
 The prior needs the VQ-VAE, which is trained first where it is not finished.
 
 The last line is a JSON object with what was measured on the test digits; it is also kept as `scores.json` beside the training.
-`--quick` trains on 512 digits for two epochs, in folders of its own, to see that everything works.
+`--quick` trains on 512 digits for two epochs, in folders of its own, to see that everything works. `--release` writes the weights of
+both, once they are trained, to `vqvae_tutorial/pretrained`, from where `load_pretrained` takes them: a pair is released together.
 """
 import argparse
 import json
@@ -19,13 +20,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-FOLDERS = {"vqvae": "03_mnist", "prior": "06_mnist"}  # where chapters 3 and 6 look
+HELD_OUT = 5_000  # of the training digits: the prior's best epoch is judged by them, as in chapter 6
 QUICK_DIGITS, QUICK_EPOCHS = 512, 2
 
 
 def folder(part, seed=0, quick=False):
     """Where a training is kept."""
-    name = FOLDERS[part] + ("" if seed == 0 else f"_seed{seed}") + ("_quick" if quick else "")
+    name = part + ("" if seed == 0 else f"_seed{seed}") + ("_quick" if quick else "")
     return ROOT / "nbs" / "runs" / name
 
 
@@ -65,12 +66,21 @@ def train(parts, seed=0, quick=False, data=None):
     keep("vqvae", seed, quick, model.evaluate(test, batch_size=250, verbose=0, return_dict=True))
     if "prior" in parts:
         codes, test_codes = model.encode(images), model.encode(test)
-        held_out = ({"codes": test_codes, "label": test_labels},)
+        learned = count - min(HELD_OUT, count // 4)
+        held_out = ({"codes": codes[learned:], "label": labels[learned:]},)
         print(f"prior over its codes, in {folder('prior', seed, quick).relative_to(ROOT)}", flush=True)
         keras.utils.set_random_seed(seed)
-        train_prior(prior, codes, labels, folder("prior", seed, quick), validation_data=held_out, **options)
+        train_prior(prior, codes[:learned], labels[:learned], folder("prior", seed, quick), validation_data=held_out, **options)
         keep("prior", seed, quick, {"bits": np.mean(prior.bits(test_codes, test_labels))})
     return model, prior
+
+
+def release(model, prior):
+    """Writes the weights that the package ships."""
+    for part, kind in ((model, "vqvae"), (prior, "prior")):
+        path = ROOT / "vqvae_tutorial" / "pretrained" / f"mnist_{kind}.weights.h5"
+        part.save_weights(path)
+        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e6:.1f} MB", flush=True)
 
 
 def main(arguments=None):
@@ -79,9 +89,14 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0, help="default: 0, the one that ships")
     parser.add_argument("--part", choices=["vqvae", "prior"], help="default: both; a prior also needs its VQ-VAE")
     parser.add_argument("--quick", action="store_true", help="two epochs on 512 digits")
+    parser.add_argument("--release", action="store_true", help="write the weights that the package ships")
     chosen = parser.parse_args(arguments)
+    if chosen.release and (chosen.quick or chosen.part == "vqvae"):
+        parser.error("--release needs both parts, fully trained: leave out --quick and --part vqvae")
     try:
-        train(["vqvae"] if chosen.part == "vqvae" else ["vqvae", "prior"], chosen.seed, chosen.quick)
+        pair = train(["vqvae"] if chosen.part == "vqvae" else ["vqvae", "prior"], chosen.seed, chosen.quick)
+        if chosen.release:
+            release(*pair)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from here.", file=sys.stderr)
         return 130

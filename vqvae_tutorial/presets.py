@@ -4,13 +4,14 @@
 __all__ = ['VQVAE_EPOCHS', 'PRIOR_EPOCHS', 'PRESETS', 'build_mnist', 'cosine_schedule', 'train_vqvae', 'train_prior',
            'build_first_edition', 'load_pretrained']
 
-# %% ../nbs/95_presets.ipynb #74808013
+# %% ../nbs/95_presets.ipynb #9c1edaac
 #| code-fold: true
 from importlib import resources
+from pathlib import Path
 
 import keras
 
-from .callbacks import StopAtNaN, resumable
+from .callbacks import StopAtNaN, read_history, resumable
 from .model import VQVAE, build_decoder, build_encoder, build_networks
 from .pixelcnn import PixelCNN
 from .priors import check_pair
@@ -69,7 +70,7 @@ def train_vqvae(model, images, folder, epochs=VQVAE_EPOCHS, batch_size=128, call
     model.fit(images, epochs=epochs, batch_size=batch_size, **{"verbose": 0, **options},
               **resumable(folder, [StopAtNaN(), *callbacks]))
 
-# %% ../nbs/95_presets.ipynb #6e7b8a2f
+# %% ../nbs/95_presets.ipynb #e39062ff
 def train_prior(prior, codes, labels, folder, epochs=PRIOR_EPOCHS, batch_size=128,
                 callbacks=(), **options):
     """Trains a prior with classes from its start to its end, or goes on where that was stopped.
@@ -78,12 +79,29 @@ def train_prior(prior, codes, labels, folder, epochs=PRIOR_EPOCHS, batch_size=12
         prior: a `Prior` with classes, fresh from `build_mnist`.
         codes: integers `(n, 7, 7)`, from the trained VQ-VAE.
         labels: integers `(n,)`.
-        folder, epochs, batch_size, callbacks, **options: see `train_vqvae`.
+        folder, epochs, batch_size, callbacks, **options: see `train_vqvae`. With
+            `validation_data` the weights of the best epoch are kept, and loaded at the end.
     """
     steps = epochs * -(-len(codes) // batch_size)
     prior.compile(keras.optimizers.Adam(cosine_schedule(steps)))
+    kept = resumable(folder, [StopAtNaN(), *callbacks])
+    best = _keep_best(folder) if "validation_data" in options else None
+    kept["callbacks"] += [best] if best else []
     prior.fit({"codes": codes, "label": labels}, epochs=epochs, batch_size=batch_size,
-              **{"verbose": 0, **options}, **resumable(folder, [StopAtNaN(), *callbacks]))
+              **{"verbose": 0, **options}, **kept)
+    if best:
+        prior.load_weights(best.filepath)
+
+# %% ../nbs/95_presets.ipynb #05633317
+#| code-fold: true
+def _keep_best(folder):
+    # Writes the weights whenever the bits of the maps held out are fewer than in any epoch.
+    past = None
+    if (Path(folder) / "history.csv").exists():
+        past = read_history(folder)["val_bits"].min()
+    return keras.callbacks.ModelCheckpoint(
+        str(Path(folder) / "best.weights.h5"), monitor="val_bits", mode="min",
+        save_best_only=True, save_weights_only=True, initial_value_threshold=past)
 
 # %% ../nbs/95_presets.ipynb #9abb7f63
 def build_first_edition(seed=0):
