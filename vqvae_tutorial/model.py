@@ -169,7 +169,7 @@ def _target(x, y, y_pred):
             "them out, as in `fit(x)` or `dataset.map(lambda x, y: x)`.")
     return ops.cast(y, "float32")
 
-# %% ../nbs/03_training.ipynb #9d9c1467
+# %% ../nbs/03_training.ipynb #6b360bf4
 #| code-fold: true
 def _code_mask(mask, vectors):
     # Of the signal's places, to one of the codes' places: the first place of a patch decides.
