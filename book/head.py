@@ -63,7 +63,7 @@ def offer(app, doctree, page):
     paragraph.next_node(nodes.reference)["classes"].append("book-start")
     if os.environ.get("VQVAE_TUTORIAL_PDF"):
         up = "../" * page.count("/")
-        link = f' You can also take <a class="book-pdf" href="{up}{PDF}">the whole book as a PDF</a>.'
+        link = f'<span class="book-pdf"> You can also take <a href="{up}{PDF}">the whole book as a PDF</a>.</span>'
         paragraph.append(nodes.raw("", link, format="html"))
 
 
