@@ -4,7 +4,7 @@
 __all__ = ['squared_distances', 'nearest_code', 'look_up', 'distortion', 'kmeans', 'code_frequencies', 'entropy', 'perplexity',
            'usage']
 
-# %% ../nbs/01_vector_quantization.ipynb #a2ab7c23
+# %% ../nbs/01_vector_quantization.ipynb #db05a642
 #| code-fold: true
 import warnings
 
@@ -12,7 +12,7 @@ import numpy as np
 from keras import KerasTensor, ops
 
 from .checks import _Progress, _refusal, _shape, check_codes, check_count
-from .checks import check_finite, known as _known
+from .checks import check_finite, known
 
 _MOST_DISTANCES = 2**21  # numbers held at once: 8 MB of float32, which fit a processor's cache
 _FEWEST_ROWS = 256  # of vectors at once, however many codes: a matrix product of fewer is slow
@@ -296,10 +296,10 @@ def code_frequencies(codes, num_codes, weights=None):
     total = ops.cast(ops.sum(counts), "float32")
     return ops.divide_no_nan(ops.cast(counts, "float32"), total)
 
-# %% ../nbs/01_vector_quantization.ipynb #4c279737
+# %% ../nbs/01_vector_quantization.ipynb #7931b3c5
 #| code-fold: true
 def _spread_weights(weights, codes):
-    given, shape, values = _shape(weights), tuple(codes.shape), _known(weights)
+    given, shape, values = _shape(weights), tuple(codes.shape), known(weights)
     pairs = zip((given or ())[::-1], shape[::-1])
     fits = all(size in (1, None, target) or target is None for size, target in pairs)
     if given is None or len(given) > len(shape) or not fits:
@@ -311,7 +311,7 @@ def _spread_weights(weights, codes):
         raise _refusal("weights", "finite and not negative", received, advice)
     return ops.cast(weights, "float32") * ops.ones_like(codes, "float32")
 
-# %% ../nbs/01_vector_quantization.ipynb #47495687
+# %% ../nbs/01_vector_quantization.ipynb #2ba15690
 def entropy(frequencies):
     """Entropy in bits: the smallest mean number of bits that names a code.
 
@@ -330,7 +330,7 @@ def entropy(frequencies):
     Reference:
         Shannon (1948), section 6.
     """
-    values = _known(frequencies)
+    values = known(frequencies)
     if values is not None and not (np.isfinite(values).all() and (values >= 0).all()):
         received, advice = "negative or non-finite numbers", "Give shares or counts."
         raise _refusal("frequencies", "finite and not negative", received, advice)
