@@ -146,11 +146,10 @@ def test_weights_of_one_and_zero(pretrained, images):
     assert scores["loss"] - scores["quantizer_loss"] == pytest.approx(alone["mse"] / float(pretrained.variance) / 2, rel=1e-3)
 
 
-@pytest.mark.parametrize("arrays", [1, 2])
-def test_weights_of_zero_train_no_decoder(images, arrays):
+def test_weights_of_zero_train_no_decoder(images):
     model = tiny(adapt_to=images)
     before = [numpy(weight) for weight in model.decoder.trainable_weights]
-    model.fit(*[images] * arrays, sample_weight=np.zeros(300), verbose=0)
+    model.fit(images, images, sample_weight=np.zeros(300), verbose=0)
     for old, new in zip(before, model.decoder.trainable_weights):
         np.testing.assert_array_equal(old, numpy(new))
 

@@ -169,7 +169,7 @@ def _target(x, y, y_pred):
             "them out, as in `fit(x)` or `dataset.map(lambda x, y: x)`.")
     return ops.cast(y, "float32")
 
-# %% ../nbs/03_training.ipynb #6b360bf4
+# %% ../nbs/03_training.ipynb #2257c979
 #| code-fold: true
 def _code_mask(mask, vectors):
     # Of the signal's places, to one of the codes' places: the first place of a patch decides.
@@ -369,7 +369,7 @@ def relative_error(y, y_pred, variance, weights=None):
     y, y_pred = (x * ops.rsqrt(variance) for x in (y, ops.cast(y_pred, "float32")))
     return keras.losses.MeanSquaredError()(y, y_pred, sample_weight=weights)
 
-# %% ../nbs/03_training.ipynb #5c71006f
+# %% ../nbs/03_training.ipynb #79650127
 #| code-fold: true
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class VQVAE(keras.Model):
@@ -379,9 +379,10 @@ class VQVAE(keras.Model):
     given others. The loss is the squared error relative to the variance of the data (of the
     batch, before `adapt`), plus what the quantizer adds; `compile(loss=…)` puts another in the
     place of the first, as it is. `fit` reports `mse`, `quantizer_loss`, `usage` and
-    `perplexity`. A dict `{"signal": x, "speaker": who}` gives the decoder the rest as its
-    condition, as `{"embeddings": …, "speaker": who}`; under `"mask"` it may hold which places
-    are real.
+    `perplexity`. Sample weights need targets, `fit(x, x, sample_weight=…)`: without them Keras
+    drops the weights before the model sees them. A dict `{"signal": x, "speaker": who}` gives
+    the decoder the rest as its condition, as `{"embeddings": …, "speaker": who}`; under
+    `"mask"` it may hold which places are real.
 
     Args:
         encoder: a Keras model from signals to vectors `(batch, ..., D)`.
