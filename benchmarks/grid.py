@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
-from peers import build_book_model  # noqa: E402
+from peers import build_even_model  # noqa: E402
 
 from vqvae_tutorial.callbacks import StopRevival  # noqa: E402
 from vqvae_tutorial.data import load_mnist  # noqa: E402
@@ -108,7 +108,7 @@ def train_one(number, size, images, test, budget):
     """
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
-    model = build_book_model(number, size, seed=0)
+    model = build_even_model(number, size, seed=0)
     steps = budget["epochs"] * -(-len(images) // 128)
     rate = keras.optimizers.schedules.CosineDecay(2e-4, max(1, steps - 50), alpha=0.01, warmup_target=2e-3, warmup_steps=50)
     model.compile(keras.optimizers.Adam(rate), jit_compile=False)

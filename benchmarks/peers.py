@@ -1,4 +1,4 @@
-"""The models that the benchmarks train: the Keras example's, written anew as it was published, and that of chapter 3."""
+"""The models that the benchmarks train: the Keras example's, written anew as it was published, and one that uses its codes evenly."""
 import keras
 from keras import layers
 
@@ -34,14 +34,14 @@ def build_keras_example(seed=None):
     return VQVAE(encoder, decoder, quantizer, value_range=(0, 1))
 
 
-def build_book_model(num_codes=128, embedding_dim=16, seed=None, encoder=None, decoder=None):
-    """Makes the VQ-VAE of chapter 3's studies: residual networks and an EMA codebook that revives below a quarter of a fair share.
+def build_even_model(num_codes=128, embedding_dim=16, seed=None, encoder=None, decoder=None):
+    """Makes a VQ-VAE that uses its codes evenly: residual networks, and an EMA codebook with revival below a quarter of a fair share.
 
     Args:
         num_codes: K.
         embedding_dim: D.
         seed: makes the quantizer repeatable.
-        encoder, decoder: other networks in the place of chapter 3's.
+        encoder, decoder: other networks in the place of the residual ones.
 
     Returns:
         A `VQVAE`, not compiled: `adapt` and `StopRevival` are the caller's part.

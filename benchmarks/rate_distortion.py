@@ -2,12 +2,13 @@
 
 For each K a VQ-VAE is trained, and then a small PixelCNN on its codes of the training digits: all equally long, all of the same
 size. A row says what a test digit costs in bits under that prior, what error it leaves, and how far digits sampled from it are from
-real ones. More models stand under the same small prior: that of chapter 3; the well-known Keras example, trained as published; and
-chapter 1's strokes, k-means on patches without any network. `--published` adds the example's own ungated prior.
+real ones. More models stand under the same small prior: one in even use, with residual networks and revival; the well-known Keras
+example, trained as published; and chapter 1's strokes, k-means on patches without any network. `--published` adds the example's own
+ungated prior.
 
-Three things differ from chapter 3. The encoders of the curve are two small convolutions, so that a code describes 7×7 pixels and not
-the whole digit. No code is revived, since revival makes use even, and even use is dear. And a code is charged for its own bits when it
-is chosen. The rows "uncharged" and "revived" show what the last two are worth at K = 32.
+Three things differ from the model in even use. The encoders of the curve are two small convolutions, so that a code describes 7×7 pixels
+and not the whole digit. No code is revived, since revival makes use even, and even use is dear. And a code is charged for its own bits
+when it is chosen. The rows "uncharged" and "revived" show what the last two are worth at K = 32.
 
 The command can be stopped at any time and goes on with the epoch it was at. Chapter 7 shows what it finds.
 """
@@ -25,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from grid import RESULTS, Table, load_digits, measure, write  # noqa: E402
-from peers import build_book_model, build_keras_example  # noqa: E402
+from peers import build_even_model, build_keras_example  # noqa: E402
 
 from vqvae_tutorial.callbacks import StopRevival, resumable  # noqa: E402
 from vqvae_tutorial.model import VQVAE, build_decoder  # noqa: E402
@@ -108,8 +109,8 @@ def get_vqvae(name, images, epochs, folder, progress):
     batch_size, rate = 128, 1e-3
     if name == "example":
         model = build_keras_example(seed=0)
-    elif name == "chapter 3":
-        model, rate = build_book_model(seed=0), schedule(2e-3, epochs, len(images), batch_size)
+    elif name == "even use":
+        model, rate = build_even_model(seed=0), schedule(2e-3, epochs, len(images), batch_size)
     else:
         number, weight, threshold = VARIANTS.get(name) or (int(name.removeprefix("K = ")), RATE_WEIGHT, 0.0)
         quantizer = EntropyConstrainedQuantizer(number, rate_weight=weight, revival_threshold=threshold, seed=0, name="quantizer")
@@ -155,7 +156,7 @@ def main(arguments=None):
     table = Table(out, ["model", "prior", "K", *measured, "vqvae_epochs", "prior_epochs"], 2, {})
     wanted = [(f"K = {number}", "small") for number in sorted(numbers, key=lambda number: abs(np.log2(number) - 5.4))]
     wanted[2:2] = [("example", "small")]
-    wanted += [("chapter 3", "small"), *((name, "small") for name in (*VARIANTS, *STROKES))]
+    wanted += [("even use", "small"), *((name, "small") for name in (*VARIANTS, *STROKES))]
     wanted += [("example", "ungated")] * options.published
     missing = [key for key in wanted if key not in table]
     print(f"{len(wanted) - len(missing)} of {len(wanted)} rows are in {out}", flush=True)
@@ -168,7 +169,7 @@ def main(arguments=None):
     some, others = order[:half], order[half:2 * half]
     judge = load_judge()
     real = features(judge, test[some])
-    for_model = {"example": example_epochs, "chapter 3": 30} | dict.fromkeys(STROKES, 0)
+    for_model = {"example": example_epochs, "even use": 30} | dict.fromkeys(STROKES, 0)
     epochs = {(name, kind): (for_model.get(name, budget["vqvae_epochs"]), budget["prior_epochs"] if kind == "small" else ungated_epochs)
               for name, kind in missing}
     progress = Progress(sum(map(sum, epochs.values())))

@@ -41,7 +41,7 @@ def short(number):
 # The sections, each from the rows of its table
 
 
-MODELS = {"example": "the example", "quantizer": "its networks, our quantizer", "ours": "chapter 3"}
+MODELS = {"example": "the example", "quantizer": "its networks, our quantizer", "ours": "a larger model"}
 
 
 def time_to_quality(rows):

@@ -176,7 +176,7 @@ def test_a_section_appears_with_its_table(page):
         {"model": model, "seed": seed, "batches": 469 * epoch, "seconds": 10.0 * epoch + seed, "mse": mse}
         for model in ends for seed in (0, 2) for epoch, mse in enumerate(ends[model], start=1)], ("model", "seed", "batches"))
     text = page.page(SOURCE)
-    assert "| chapter 3 | 2 | 21 |  | 2 | 0.00400 | 0.00400 to 0.00400 | not measured yet |" in text
+    assert "| a larger model | 2 | 21 |  | 2 | 0.00400 | 0.00400 to 0.00400 | not measured yet |" in text
     assert "| the example | 2 | not reached |" in text
     assert {path.stem for path in page.PICTURES.iterdir()} == {"time_to_quality", "quantizer", "sampling", "limit"}
 
@@ -185,7 +185,7 @@ def test_an_error_stands_beside_its_rate(page):
     """The errors of the page about time to quality have their bits, and these are the study's for the same trainings."""
     text = page.page(SOURCE)
     study = {row["model"]: row for row in measure.read(ROOT / "vqvae_tutorial" / "results" / "rate_distortion.csv")}
-    for label, model in {"the example": "example", "chapter 3": "chapter 3"}.items():
+    for label, model in {"the example": "example", "a larger model": "even use"}.items():
         [line] = [line for line in text.splitlines() if line.startswith(f"| {label} | 3 |")]
         assert line.endswith(f"| {float(study[model]['position_bits']):.0f} (of 1 seed) |")
     rows = measure.read(page.RESULTS / "time_to_quality.csv")
