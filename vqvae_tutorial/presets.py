@@ -30,13 +30,13 @@ def build_mnist(seed=0):
         `(model, prior)`: a `VQVAE`, and a `PixelCNN` over its codes.
     """
     encoder = build_encoder((28, 28, 1), embedding_dim=16, filters=64, residual_blocks=0)
-    decoder = build_decoder((28, 28, 1), embedding_dim=16, filters=128, residual_blocks=3)
+    decoder = build_decoder((28, 28, 1), embedding_dim=16, filters=64, residual_blocks=2)
     quantizer = EntropyConstrainedQuantizer(128, rate_weight=0.1, seed=seed, name="quantizer")
     model = VQVAE(encoder, decoder, quantizer, value_range=(0, 1), name="vqvae")
     return model, PixelCNN(128, model.code_shape, num_classes=10, seed=seed, name="prior")
 
 # %% ../nbs/95_presets.ipynb #5b96a2e4
-VQVAE_EPOCHS, PRIOR_EPOCHS = 30, 14
+VQVAE_EPOCHS, PRIOR_EPOCHS = 10, 6
 
 
 def cosine_schedule(steps, peak=2e-3, warmup=100):
@@ -52,7 +52,7 @@ def cosine_schedule(steps, peak=2e-3, warmup=100):
         peak / 20, max(steps - warmup, 1), alpha=0.01, warmup_target=peak, warmup_steps=warmup)
 
 # %% ../nbs/95_presets.ipynb #21f4c151
-def train_vqvae(model, images, folder, epochs=VQVAE_EPOCHS, batch_size=128, callbacks=(),
+def train_vqvae(model, images, folder, epochs=VQVAE_EPOCHS, batch_size=64, callbacks=(),
                 **options):
     """Trains a VQ-VAE from its start to its end, or goes on where that was stopped.
 
@@ -65,6 +65,7 @@ def train_vqvae(model, images, folder, epochs=VQVAE_EPOCHS, batch_size=128, call
         **options: for `fit`, such as `validation_data` or `verbose`.
     """
     model.adapt(images)
+    model.quantizer.ema_steps.assign(0)  # the encoder will move: follow it, not the start
     steps = epochs * -(-len(images) // batch_size)
     model.compile(keras.optimizers.Adam(cosine_schedule(steps)))
     model.fit(images, epochs=epochs, batch_size=batch_size, **{"verbose": 0, **options},
