@@ -38,7 +38,7 @@ from vqvae_tutorial.scoring import features, frechet_distance, load_judge  # noq
 
 NUMBERS, SIZE, PRIOR = (8, 16, 32, 64, 128, 256), 16, {"filters": 32, "num_layers": 6, "dropout": 0.0}
 VARIANTS = {"uncharged": (32, 0.0, 0.0), "revived": (32, 0.0, 0.25)}  # K, rate weight and revival threshold
-STROKES = {f"strokes {number}": number for number in (128, 32)}
+STROKES = {"strokes 128": 128}
 RATE_WEIGHT = 0.1
 FULL = {"digits": 60_000, "vqvae_epochs": 30, "prior_epochs": 3}
 QUICK = {"digits": 256, "vqvae_epochs": 1, "prior_epochs": 1}
