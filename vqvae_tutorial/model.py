@@ -222,9 +222,7 @@ def _for_loss(weights, mask, loss, y, y_pred):
 def _fit_together(model, shape):
     # Builds the parts that are not built yet; gives the shapes of a signal and of its codes.
     signal_shape = tuple(shape["signal"] if isinstance(shape, dict) else shape)[1:]
-    if not model.encoder.built:
-        model.encoder.build((None, *signal_shape))
-    vectors = tuple(model.encoder.compute_output_shape((None, *signal_shape)))
+    vectors = tuple(model.encoder(keras.KerasTensor((None, *signal_shape))).shape)
     if not model.quantizer.built:
         model.quantizer.build(vectors)
     wanted = getattr(model.decoder, "input_shape", None)
