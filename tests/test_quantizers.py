@@ -454,7 +454,7 @@ def test_keras_hands_a_mask_on_to_the_quantizer_and_beyond(random):
 
 
 def test_the_start_counts_as_history(random):
-    """A first step at full weight threw the k-means start away: with a few vectors a step the error grew fivefold."""
+    """A first step at full weight threw the k-means start away: with few vectors a step the error jumped."""
     x = random.normal(size=(4000, 8)).astype("float32")
 
     def errors(history):
@@ -471,7 +471,7 @@ def test_the_start_counts_as_history(random):
 
     with_it, without = errors(True), errors(False)
     assert max(with_it) < 1.15 * with_it[0], "after 1 and after 20 steps as good as the start"
-    assert without[1] > 1.5 * without[0], "or this test could not fail"
+    assert without[1] > 1.25 * without[0], "or this test could not fail"
 
 
 def test_what_the_start_counts_is_what_the_decay_remembers():

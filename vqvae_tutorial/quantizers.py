@@ -289,7 +289,7 @@ def _to_adapt_to(quantizer, vectors):
     _last_axis(vectors.shape, quantizer.embedding_dim)
     return vectors
 
-# %% ../nbs/02_quantizer_layer.ipynb #2fdddf92
+# %% ../nbs/02_quantizer_layer.ipynb #9ba8e0ec
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class CodebookQuantizer(Quantizer):
     """Replaces each vector by its nearest embedding, in a codebook that stays as it starts.
