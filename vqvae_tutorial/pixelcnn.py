@@ -23,7 +23,7 @@ def _pad(x, up=0, left=0, right=0):
     """A map with empty rows above it and empty columns at its sides."""
     return ops.pad(x, [(0, 0), (up, 0), (left, right), (0, 0)])
 
-# %% ../nbs/06_pixelcnn.ipynb #bfe4ae2e
+# %% ../nbs/06_pixelcnn.ipynb #a7554ff4
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class MaskedConv2D(layers.Layer):
     """A convolution that sees only what comes before: rows above, and its row up to the middle.
@@ -52,8 +52,7 @@ class MaskedConv2D(layers.Layer):
     def call(self, inputs):
         kernel = self.kernel * ops.cast(self.seen, self.kernel.dtype)
         padded = _pad(inputs, self.reach, self.reach, self.reach)
-        x = ops.conv(padded, kernel, padding="valid", data_format="channels_last")
-        return self.activation(x + self.bias)
+        return self.activation(ops.conv(padded, kernel, padding="valid") + self.bias)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.filters)
@@ -106,7 +105,7 @@ def _everywhere(dense, x):
     # (github.com/tensorflow/tensorflow/issues/117700).
     return ops.reshape(dense(ops.reshape(x, (-1, x.shape[-1]))), (*ops.shape(x)[:-1], dense.units))
 
-# %% ../nbs/06_pixelcnn.ipynb #620bbf5e
+# %% ../nbs/06_pixelcnn.ipynb #1b697b0e
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class GatedLayer(layers.Layer):
     """One layer of both stacks, which come in shifted: all kernels may see their own place.
@@ -120,14 +119,13 @@ class GatedLayer(layers.Layer):
     def __init__(self, filters, kernel_size=3, dropout=0.0, seed=None, **kwargs):
         super().__init__(**kwargs)
         self.given = dict(filters=filters, kernel_size=kernel_size, dropout=dropout, seed=seed)
-        self.filters, self.reach = filters, (reach := _reach(kernel_size))
-        last = {"data_format": "channels_last"}  # whatever Keras is set to
-        up, left = (reach + 1, kernel_size), (1, reach + 1)
-        self.vertical = layers.Conv2D(2 * filters, up, name="vertical", **last)
-        self.horizontal = layers.Conv2D(2 * filters, left, name="horizontal", **last)
-        self.link = layers.Dense(2 * filters, name="link")
-        self.output_projection = layers.Dense(filters, name="output")
-        self.dropout = layers.Dropout(dropout, seed=seed)
+        self.filters, self.reach, n = filters, _reach(kernel_size), 2 * filters
+        up, left, policy = (self.reach + 1, kernel_size), (1, self.reach + 1), self.dtype_policy
+        self.vertical = layers.Conv2D(n, up, name="vertical", dtype=policy)
+        self.horizontal = layers.Conv2D(n, left, name="horizontal", dtype=policy)
+        self.link = layers.Dense(n, name="link", dtype=policy)
+        self.output_projection = layers.Dense(filters, name="output", dtype=policy)
+        self.dropout = layers.Dropout(dropout, seed=seed, dtype=policy)
 
     def build(self, input_shape):
         for part in (self.vertical, self.horizontal, self.link, self.output_projection):
@@ -167,7 +165,7 @@ def _label_biases(prior, label):
     said = ops.split(said, 2 * prior.num_layers, axis=-1)
     return list(zip(said[::2], said[1::2]))
 
-# %% ../nbs/06_pixelcnn.ipynb #b9baad79
+# %% ../nbs/06_pixelcnn.ipynb #1ecc3eb6
 #| code-fold: true
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class PixelCNN(Prior):
@@ -203,10 +201,12 @@ class PixelCNN(Prior):
         self.filters, self.num_layers = check_count(filters, "filters"), check_count(num_layers, "num_layers")
         self.kernel_size, self.dropout, self.seed = kernel_size, dropout, seed
         self.grid = self.shape if len(self.shape) == 2 else (1, *self.shape)
-        self.embedding = layers.Embedding(self.num_codes, self.filters, name="embedding")
-        biases = 4 * self.filters * self.num_layers
-        self.label = layers.Dense(biases, use_bias=False, name="label") if num_classes else None
-        self.gated = [GatedLayer(self.filters, kernel_size, dropout, seed, name=f"gated_{number}")
+        policy, biases = {"dtype": self.dtype_policy}, 4 * self.filters * self.num_layers
+        self.embedding = layers.Embedding(self.num_codes, self.filters, name="embedding", **policy)
+        self.label = None
+        if num_classes:
+            self.label = layers.Dense(biases, use_bias=False, name="label", **policy)
+        self.gated = [GatedLayer(self.filters, kernel_size, dropout, seed, name=f"gated_{number}", **policy)
                       for number in range(self.num_layers)]
         self.logits = layers.Dense(self.num_codes, dtype="float32", name="logits")
         self.build()
@@ -224,7 +224,7 @@ class PixelCNN(Prior):
         codes = ops.reshape(codes, (-1, *self.grid))
         logits = _whole_map(self, codes, _label_biases(self, label), training)
         logits = ops.reshape(logits, (-1, *self.shape, self.num_codes))
-        return logits if training else logits + flaw
+        return logits if training else logits + ops.cast(flaw, "float32")
 
     def start(self, batch, label=None):
         return _empty_windows(self, batch) | ({} if label is None else {"bias": _label_biases(self, label)})

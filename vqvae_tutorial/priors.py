@@ -45,7 +45,7 @@ def _weigh(nats, sample_weight, mask):
     of_map = ops.mean(weights, axis=each) * ops.cast(ops.any(real > 0, axis=each), "float32")
     return weights * real / ops.maximum(ops.mean(real), 1e-7), real, of_map
 
-# %% ../nbs/05_priors.ipynb #36c78cdf
+# %% ../nbs/05_priors.ipynb #8b27d53d
 #| code-fold: true
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class Prior(keras.Model):
@@ -81,9 +81,7 @@ class Prior(keras.Model):
         self.places = int(np.prod(self.shape))
         self.map_bits = keras.metrics.Mean("bits")
         self.crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-    def build(self, input_shape=None):
-        """Makes weights, in subclasses that call it at the end of their `__init__`."""
+        self.built = True  # all sizes are known, so that subclasses make their weights in `__init__`
 
     def start(self, batch, label=None):
         """Gives the cache before the first place, for `batch` maps: a nest of tensors."""
@@ -125,9 +123,9 @@ class Prior(keras.Model):
             inputs: Codes, or a dict with `"codes"` and, with classes, `"label"`.
 
         Returns:
-            `(codes, label, flaw)`: int32 `(n, *shape)`; int32 `(n,)` or `None`; and float32
-            `(n, 1, ...)` to be added to the logits: 0, or NaN for a map that is out of range where
-            nothing can be raised, inside a compiled graph.
+            `(codes, label, flaw)`: int32 `(n, *shape)`; int32 `(n,)` or `None`; and `(n, 1, ...)` in
+            the compute dtype, to be added to the logits: 0, or NaN for a map that is out of range
+            where nothing can be raised, inside a compiled graph.
         """
         inputs = inputs if isinstance(inputs, dict) else {"codes": inputs}
         codes, label = inputs.get("codes"), inputs.get("label")
@@ -142,7 +140,8 @@ class Prior(keras.Model):
             good &= (label >= 0) & (label < self.num_classes)
             label = ops.clip(label, 0, self.num_classes - 1)
         flaw = ops.reshape(ops.where(good, 0.0, np.nan), (-1, *[1] * len(codes.shape)))
-        return ops.clip(codes, 0, self.num_codes - 1), label, flaw
+        codes = ops.clip(codes, 0, self.num_codes - 1)
+        return codes, label, ops.cast(flaw, self.compute_dtype)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         codes, _, flaw = self.read(x)
@@ -150,7 +149,7 @@ class Prior(keras.Model):
             must = "left out, or the codes, which are their own targets"
             advice = 'Where it holds labels, give fit({"codes": codes, "label": labels}).'
             raise _refusal("y", must, f"shape {tuple(y.shape)}", advice)
-        flawed = ops.isnan(flaw)
+        flawed = ops.isnan(flaw := ops.cast(flaw, "float32"))
         y_pred = ops.where(flawed, 0.0, ops.cast(y_pred, "float32"))
         nats = keras.losses.sparse_categorical_crossentropy(codes, y_pred, from_logits=True)
         mask = x.get("mask") if isinstance(x, dict) else None
@@ -276,7 +275,7 @@ class Prior(keras.Model):
         sizes = {"num_codes": self.num_codes, "shape": self.shape, "num_classes": self.num_classes}
         return super().get_config() | sizes
 
-# %% ../nbs/05_priors.ipynb #07ef8734
+# %% ../nbs/05_priors.ipynb #0341c0d3
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class PositionPrior(Prior):
     """Knows how often each code stands at each place, and nothing of its neighbours.
@@ -304,7 +303,7 @@ class PositionPrior(Prior):
     def call(self, inputs):
         codes, label, flaw = self.read(inputs)
         logits = ops.take(self.table, self.start(ops.shape(codes)[0], label), axis=0)
-        return ops.reshape(logits, (-1, *self.shape, self.num_codes)) + flaw
+        return ops.reshape(logits, (-1, *self.shape, self.num_codes)) + ops.cast(flaw, "float32")
 
     def start(self, batch, label=None):
         return ops.zeros((batch,), "int32") if label is None else ops.cast(label, "int32")
