@@ -275,7 +275,7 @@ class Prior(keras.Model):
         sizes = {"num_codes": self.num_codes, "shape": self.shape, "num_classes": self.num_classes}
         return super().get_config() | sizes
 
-# %% ../nbs/05_priors.ipynb #0341c0d3
+# %% ../nbs/05_priors.ipynb #d73256cd
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class PositionPrior(Prior):
     """Knows how often each code stands at each place, and nothing of its neighbours.
@@ -303,7 +303,8 @@ class PositionPrior(Prior):
     def call(self, inputs):
         codes, label, flaw = self.read(inputs)
         logits = ops.take(self.table, self.start(ops.shape(codes)[0], label), axis=0)
-        return ops.reshape(logits, (-1, *self.shape, self.num_codes)) + ops.cast(flaw, "float32")
+        logits = ops.reshape(logits, (-1, *self.shape, self.num_codes))
+        return logits + ops.cast(flaw, "float32")
 
     def start(self, batch, label=None):
         return ops.zeros((batch,), "int32") if label is None else ops.cast(label, "int32")
