@@ -111,7 +111,7 @@ MUTANTS = [
     ("quantizers", "a given codebook of another shape", "if given not in ((), shape):", "if False:"),
     ("rate", "bits cost nothing", "price = self.rate_weight * self.mean_distance.value", "price = 0.0 * self.mean_distance.value"),
     ("rate", "the mean distance stays", "new = self.decay * old + (1 - self.decay) * new", "new = old"),
-    ("rate", "the mean distance is of a number, not of a vector", "self.embedding_dim * weighted_mean(", "weighted_mean("),
+    ("rate", "the mean distance is of a number, not of a vector", "vectors.shape[-1] * weighted_mean(gap, weights)", "weighted_mean(gap, weights)"),
     ("rate", "its config forgets the rate", "| {\"rate_weight\": self.rate_weight}", ""),
     ("model", "sub-pixels in another order", "for axis in (i, i + rank)]", "for axis in (i + rank, i)]"),
     ("model", "a residual block without its sum", "return layers.Add()([x, correction])", "return correction"),
