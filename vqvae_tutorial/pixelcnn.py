@@ -150,6 +150,7 @@ class GatedLayer(layers.Layer):
 def _whole_map(prior, codes, biases, training=False):
     """A PixelCNN's logits of all places of `codes` `(n, rows, columns)`."""
     x, position = prior.embedding(codes), ops.cast(prior.position, prior.compute_dtype)
+    x = prior.hide(x, training=training)
     v = _pad(x[:, :-1], up=1) + position
     h = _pad(x[:, :, :-1], left=1) + position
     for layer, bias in zip(prior.gated, biases):
@@ -183,6 +184,8 @@ class PixelCNN(Prior):
             that came before.
         kernel_size: Odd; see `GatedLayer`.
         dropout: Rate in the gated layers.
+        code_dropout: Share of the codes that are hidden from the network in training, so that it
+            leans on the label and forgives its own mistakes.
         seed: Makes dropout repeatable.
 
     Raises:
@@ -193,16 +196,19 @@ class PixelCNN(Prior):
     """
 
     def __init__(self, num_codes, shape, num_classes=None, filters=64, num_layers=8, kernel_size=3,
-                 dropout=0.1, seed=None, **kwargs):
+                 dropout=0.1, code_dropout=0.0, seed=None, **kwargs):
         super().__init__(num_codes, shape, num_classes, **kwargs)
         if len(self.shape) > 2:
             advice = "Flatten longer ones to one axis, (length,)."
             raise _refusal("shape", "(rows, columns) or (length,)", self.shape, advice)
         self.filters, self.num_layers = check_count(filters, "filters"), check_count(num_layers, "num_layers")
-        self.kernel_size, self.dropout, self.seed = kernel_size, dropout, seed
+        self.kernel_size, self.seed = kernel_size, seed
+        self.dropout, self.code_dropout = dropout, code_dropout
         self.grid = self.shape if len(self.shape) == 2 else (1, *self.shape)
         policy, biases = {"dtype": self.dtype_policy}, 4 * self.filters * self.num_layers
         self.embedding = layers.Embedding(self.num_codes, self.filters, name="embedding", **policy)
+        whole = (None, None, None, 1)  # codes, not single numbers of their embeddings
+        self.hide = layers.Dropout(code_dropout, noise_shape=whole, seed=seed, **policy)
         self.label = None
         if num_classes:
             self.label = layers.Dense(biases, use_bias=False, name="label", **policy)
@@ -233,7 +239,7 @@ class PixelCNN(Prior):
         return _next_place(self, ops.reshape(codes, (-1, *self.grid)), cache, index)
 
     def get_config(self):
-        names = ("filters", "num_layers", "kernel_size", "dropout", "seed")
+        names = ("filters", "num_layers", "kernel_size", "dropout", "code_dropout", "seed")
         return super().get_config() | {name: getattr(self, name) for name in names}
 
 # %% ../nbs/06_pixelcnn.ipynb #d35e286a

@@ -43,12 +43,12 @@ def code_bits(frequency):
     frequency = ops.maximum(frequency, 1e-3)
     return ops.log2(ops.max(frequency) / frequency)
 
-# %% ../nbs/07_choosing_k_and_d.ipynb #10dfda01
+# %% ../nbs/07_choosing_k_and_d.ipynb #d7920f3e
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class EntropyConstrainedQuantizer(VectorQuantizerEMA):
     """An EMA quantizer that charges each code for its bits.
 
-    It takes the code with the least squared distance + λ · mean squared distance · bits; the bits
+    It takes the code with the least squared distance + λ · mean squared distance · bits, which
     are −log2 of how often the code is used. No code is revived unless a threshold is given.
 
     Args:
@@ -77,7 +77,7 @@ class EntropyConstrainedQuantizer(VectorQuantizerEMA):
         super().learn(vectors, quantized, codes, weights, training)
         if training:
             gap = ops.square(ops.stop_gradient(vectors - quantized))
-            new, old = self.embedding_dim * weighted_mean(gap, weights), self.mean_distance.value
+            old, new = self.mean_distance.value, vectors.shape[-1] * weighted_mean(gap, weights)
             new = self.decay * old + (1 - self.decay) * new
             self.mean_distance.assign(ops.where(ops.isfinite(new), new, old))
 
