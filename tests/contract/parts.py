@@ -93,6 +93,7 @@ def remembered(make):
         model, start = made[key]
         for variable, value in start:
             variable.assign(value)
+        model.reset_metrics()
         keras.utils.set_random_seed(0)
         return model
 

@@ -403,9 +403,14 @@ def test_out_of_range_in_a_graph_is_no_number_and_moves_nothing(name, bad, what)
 
 
 @each
-def test_class_weights_are_refused(name):
-    with pytest.raises(ValueError):
-        compiled(name).fit(given(maps(), LABELS), class_weight={0: 1.0}, verbose=0)
+def test_class_weights_train_nothing(name):
+    """A code map is no class. The first error is Keras's own, and comes before any model is asked."""
+    prior = compiled(name)
+    before = state(prior)
+    for target in (), (maps(),), (LABELS,):
+        with pytest.raises((AttributeError, TypeError, ValueError)):
+            prior.fit(given(maps(), LABELS), *target, class_weight={0: 1.0}, verbose=0)
+    same(state(prior), before)
 
 
 @each
