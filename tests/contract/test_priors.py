@@ -495,8 +495,8 @@ def test_the_table_counts_from_a_half():
                                    np.take_along_axis(np.broadcast_to(expected, (32, 2, 3, 4)), codes[..., None], -1)[..., 0], rtol=1e-4)
 
 
-OF_ITS_OWN = {"num_classes": 3, "filters": 5, "num_layers": 3, "kernel_size": 5, "dropout": 0.3, "seed": 7, "name": "mine",
-              "dtype": "mixed_bfloat16", "trainable": False}
+OF_ITS_OWN = {"num_classes": 3, "filters": 5, "num_layers": 3, "kernel_size": 5, "dropout": 0.3, "code_dropout": 0.2, "seed": 7,
+              "name": "mine", "dtype": "mixed_bfloat16", "trainable": False}
 
 
 @each
