@@ -52,7 +52,8 @@ class MaskedConv2D(layers.Layer):
     def call(self, inputs):
         kernel = self.kernel * ops.cast(self.seen, self.kernel.dtype)
         padded = _pad(inputs, self.reach, self.reach, self.reach)
-        return self.activation(ops.conv(padded, kernel, padding="valid") + self.bias)
+        x = ops.conv(padded, kernel, padding="valid", data_format="channels_last")
+        return self.activation(x + self.bias)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.filters)
@@ -121,8 +122,9 @@ class GatedLayer(layers.Layer):
         self.given = dict(filters=filters, kernel_size=kernel_size, dropout=dropout, seed=seed)
         self.filters, self.reach, n = filters, _reach(kernel_size), 2 * filters
         up, left, policy = (self.reach + 1, kernel_size), (1, self.reach + 1), self.dtype_policy
-        self.vertical = layers.Conv2D(n, up, name="vertical", dtype=policy)
-        self.horizontal = layers.Conv2D(n, left, name="horizontal", dtype=policy)
+        last = {"data_format": "channels_last", "dtype": policy}  # whatever Keras is set to
+        self.vertical = layers.Conv2D(n, up, name="vertical", **last)
+        self.horizontal = layers.Conv2D(n, left, name="horizontal", **last)
         self.link = layers.Dense(n, name="link", dtype=policy)
         self.output_projection = layers.Dense(filters, name="output", dtype=policy)
         self.dropout = layers.Dropout(dropout, seed=seed, dtype=policy)
