@@ -404,7 +404,7 @@ def test_answers_wait_until_they_are_asked_for(visits, site, page):
             answers.close()
 
 
-@pytest.mark.parametrize("words, chapter", [("perplexity", "nbs/01_vector_quantization"), ("blind spot", "nbs/05_pixelcnn")])
+@pytest.mark.parametrize("words, chapter", [("perplexity", "nbs/01_vector_quantization"), ("blind spot", "nbs/06_pixelcnn")])
 def test_search_finds(visits, address, words, chapter):
     view = visits.open("search")
     try:
