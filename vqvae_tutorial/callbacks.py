@@ -51,7 +51,8 @@ class StopAtNaN(keras.callbacks.Callback):
             raise ValueError(
                 f"The loss must be a number. Received: {loss} after batch {batch + 1}. "
                 "Either the data hold NaN, infinity or codes out of range, or training "
-                "diverged. Clean the data or lower the learning rate, and go on from the last backup.")
+                "diverged. Clean the data or lower the learning rate, and go on from the last "
+                "backup.")
 
     on_test_batch_end = on_train_batch_end
 
