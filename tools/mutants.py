@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "tools" / "mutants.csv"
-CONTRACT = "tests/contract/test_{}.py"
+CONTRACT = "tests/contract/test_contract_{}.py"
 
 # What is run for a module, quickest first: pytest stops at the first failure.
 TESTS = {
