@@ -56,7 +56,8 @@ class Prior(keras.Model):
     and `call_with_cache`. It makes its weights in `__init__`, since all sizes are known there.
 
     `compile("adam")`, then `fit(codes)`, or with classes `fit({"codes": codes, "label": labels})`;
-    under `"mask"` the dict may hold which places are real. The loss is the mean cross-entropy of a
+    under `"mask"` the dict may hold which places are real. Sample weights need the codes as targets,
+    `fit(codes, codes, sample_weight=w)`: Keras drops them without. The loss is the mean cross-entropy of a
     code in nats, unless `compile` is given another; `fit` also reports `bits`, those of a whole map.
 
     Args:
