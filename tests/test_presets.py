@@ -28,7 +28,8 @@ def small(seed=0):
 
 
 def weights(model):
-    return [ops.convert_to_numpy(weight) for weight in model.weights]
+    """All but the frequencies, which are those of the batch that was last looked at."""
+    return [ops.convert_to_numpy(weight) for weight in model.weights if not weight.path.endswith("/frequencies")]
 
 
 @pytest.mark.parametrize("build", [build_mnist, *PRESETS.values()])
@@ -61,7 +62,7 @@ def test_the_schedule_climbs_and_falls():
     rate = cosine_schedule(1000, peak=0.01, warmup=100)
     values = [float(rate(step)) for step in (0, 50, 100, 550, 1000, 2000)]
     assert values == pytest.approx([0.0005, 0.00525, 0.01, 0.01 * (0.01 + 0.99 / 2), 0.0001, 0.0001], rel=1e-3)
-    assert 0 < float(cosine_schedule(1)(0)) <= 2e-3 and float(cosine_schedule(8)(2)) == pytest.approx(2e-3)
+    assert 0 < float(cosine_schedule(1)(0)) <= 2.001e-3 and float(cosine_schedule(8)(2)) == pytest.approx(2e-3)
 
 
 def test_trainings_resume_and_end_where_one_training_ends(digits, tmp_path):
