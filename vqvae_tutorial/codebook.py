@@ -271,7 +271,7 @@ def change_colors(change):
     orange, blue = (np.array(to_rgb(color)) / max(to_rgb(color)) for color in PALETTE[1::-1])
     return np.clip(change, 0, 1) * orange + np.clip(-change, 0, 1) * blue
 
-# %% ../nbs/04_codebook.ipynb #aa9dfedb
+# %% ../nbs/04_codebook.ipynb #769a0830
 #| code-fold: true
 class _Editing:
     # A digit, its codes as they were and as they are, and the cell that is selected.
@@ -282,16 +282,16 @@ class _Editing:
             raise _refusal("images", "at least one image", "none", "Give some to explore.")
         self.order = order_codes(model.quantizer.embeddings)
         self.colors = code_colors(model.quantizer.embeddings, self.given)
-        rows, columns = model.code_shape
-        self.cell, self.blank = (rows // 2, columns // 2), int(np.bincount(self.given.ravel()).argmax())
+        self.cell = tuple(side // 2 for side in model.code_shape)
+        self.blank = int(np.bincount(self.given.ravel()).argmax())
         self.choose_digit(0)
 
     def choose_digit(self, number):
         """Takes another of the images, with the codes that the encoder gave it."""
         number = _checked_number(number, "number", len(self.given), "one of the images")
         self.digit, self.codes, self._past = number, self.given[number].copy(), []
-        self.before = self.now = self.model.decode(self.codes[np.newaxis])[0]
-        self._changed()
+        self.before = self.model.decode(self.codes[np.newaxis])[0]
+        self._write(self.codes[self.cell])
 
     def select(self, row, column):
         """Selects a cell of the map, from `(0, 0)`, the upper left."""
@@ -305,146 +305,176 @@ class _Editing:
         code = _checked_number(code, "code", len(self.order), "one of the codes")
         if code != self.codes[self.cell]:
             self._past.append((self.cell, int(self.codes[self.cell])))
-            self.codes[self.cell] = code
-            self._decode()
+            self._write(code)
 
     def undo(self):
         """Takes the last change back, if there is one."""
         if self._past:
             self.cell, code = self._past.pop()
-            self.codes[self.cell] = code
-            self._decode()
+            self._write(code)
 
     def reset(self):
         """Takes all changes back."""
         self.choose_digit(self.digit)
 
-    def _decode(self):
+    def _write(self, code):
+        self.codes[self.cell] = code
         self.now = self.model.decode(self.codes[np.newaxis])[0]
         self._changed()
 
     def _changed(self):
         """Called after every change; the panel follows it."""
 
-    @property
-    def status(self):
-        """A sentence on the selected cell and on what has changed."""
-        (row, column), given = self.cell, self.given[self.digit]
-        code, encoded = self.codes[self.cell], given[self.cell]
-        change = np.abs(self.now - self.before).max(axis=-1)
-        return (f"Row {row}, column {column}: code {code}{f' instead of {encoded}' if code != encoded else ''}. "
-                f"Codes changed: {np.sum(self.codes != given)}. Pixels changed by more than 0.1: {np.sum(change > 0.1)}.")
-
-# %% ../nbs/04_codebook.ipynb #71dce5e8
+# %% ../nbs/04_codebook.ipynb #7b287f53
 #| code-fold: true
 def _png(picture, scale):
     """PNG bytes of a picture `(height, width, 3)` in [0, 1], enlarged without smoothing."""
-    picture, buffer = np.repeat(np.repeat(picture, scale, axis=0), scale, axis=1), BytesIO()
-    matplotlib.image.imsave(buffer, np.clip(picture, 0, 1), format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    picture, file = np.repeat(np.repeat(picture, scale, axis=0), scale, axis=1), BytesIO()
+    picture = np.clip(picture, 0, 1)
+    matplotlib.image.imsave(file, picture, format="png", metadata={"Software": None})
+    return file.getvalue()
 
 
 def _rgb(image):
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image
 
 
-class _Panel:
+def _side_by_side(before, now):
+    """The picture before, now, and the change, with grey lines between them."""
+    gap = np.full((now.shape[0], 2, 3), 0.5)
+    change = change_colors((now - before).mean(axis=-1))
+    return np.concatenate([_rgb(before), gap, _rgb(now), gap, change], axis=1)
+
+
+class _Controls:
     # Plain buttons, sliders and pictures that ipywidgets 8 and 7.7 (in Colab) both have.
 
     def __init__(self, explorer):
-        self.explorer, self.pictures = explorer, None
-        words = {"style": {"description_width": "90px"}, "layout": {"width": "320px"}}
-        self.digit = widgets.BoundedIntText(min=0, max=len(explorer.given) - 1, description="digit", **words)
-        self.code = widgets.BoundedIntText(min=0, max=len(explorer.order) - 1, description="code", **words)
+        look = {"style": {"description_width": "90px"}, "layout": {"width": "320px"}}
+        digits, codes = len(explorer.given), len(explorer.order)
         names = [(f"code {code}", int(code)) for code in explorer.order]
-        self.place = widgets.SelectionSlider(options=names, description="similar codes", **words)
+        self.digit = widgets.BoundedIntText(max=digits - 1, description="digit", **look)
+        self.code = widgets.BoundedIntText(max=codes - 1, description="code", **look)
+        self.place = widgets.SelectionSlider(options=names, description="similar codes", **look)
         self.undo = widgets.Button(description="undo", tooltip="take the last change back")
-        self.reset = widgets.Button(description="reset", tooltip="take all changes of this digit back")
+        all_back = "take all changes of this digit back"
+        self.reset = widgets.Button(description="reset", tooltip=all_back)
         self.picture = widgets.Image(format="png", layout={"width": "352px", "margin": "6px 0"})
-        self.tile, self.line = widgets.Image(format="png", layout={"width": "72px"}), widgets.HTML()
-        actions = ((self.digit, explorer.choose_digit), (self.code, explorer.put), (self.place, explorer.put))
-        for control, act in actions:
-            control.observe(lambda change, act=act: None if self.busy else act(change["new"]), "value")
-        self.undo.on_click(lambda button: explorer.undo())
-        self.reset.on_click(lambda button: explorer.reset())
-        self.box = self.lay_out(self.grid(*explorer.codes.shape))
+        self.tile = widgets.Image(format="png", layout={"width": "72px"})
+        self.line = widgets.HTML()
+        small = {"width": "40px", "height": "32px", "padding": "0", "margin": "1px"}
+        cells = np.ndindex(*explorer.codes.shape)
+        self.cells = {cell: widgets.Button(layout=small) for cell in cells}
+
+    def box(self, columns):
+        """All controls in one box."""
+        places = {"grid_template_columns": f"repeat({columns}, 43px)"}
+        grid = widgets.GridBox(list(self.cells.values()), layout=places)
+        hint = widgets.HTML("above: before, now, and the change (orange ink came, blue went); "
+                            "left: what this code draws alone", layout={"width": "270px"})
+        top = {"align_items": "flex-start"}
+        buttons = widgets.HBox([self.undo, self.reset])
+        below = widgets.HBox([self.tile, hint], layout=top)
+        rows = [self.digit, self.code, self.place, buttons, self.picture, below]
+        right = widgets.VBox(rows, layout=top)
+        both = widgets.HBox([grid, right], layout=top | {"flex_flow": "row wrap"})
+        return widgets.VBox([both, self.line])
+
+
+class _Panel:
+    # Controls that act on an explorer, and follow it.
+
+    def __init__(self, explorer):
+        self.explorer, self.controls = explorer, _Controls(explorer)
+        margin = explorer.now.shape[0] // explorer.codes.shape[0]
+        self.pictures = _alone(explorer.model, explorer.blank, margin)
+        self.box = self.controls.box(explorer.codes.shape[1])
+        self.connect(self.controls)
         self.follow()
 
-    def grid(self, rows, columns):
-        """A button for each cell of the map."""
-        small = {"width": "40px", "height": "32px", "padding": "0", "margin": "1px"}
-        self.cells = {cell: widgets.Button(layout=small) for cell in np.ndindex(rows, columns)}
-        for cell, button in self.cells.items():
+    def connect(self, at):
+        """Lets each control act."""
+        acts = {at.digit: self.explorer.choose_digit, at.code: self.explorer.put,
+                at.place: self.explorer.put}
+        for control, act in acts.items():
+            wish = lambda change, act=act: None if self.busy else act(change["new"])
+            control.observe(wish, "value")
+        for cell, button in at.cells.items():
             button.on_click(lambda button, cell=cell: self.explorer.select(*cell))
-        return widgets.GridBox(list(self.cells.values()),
-                               layout={"grid_template_columns": f"repeat({columns}, 43px)"})
-
-    def lay_out(self, grid):
-        """All controls in one box."""
-        hint = widgets.HTML("above: before, now, and the change (orange ink came, blue went); left: what this code draws alone",
-                            layout={"width": "270px"})
-        top = {"align_items": "flex-start"}
-        right = widgets.VBox([self.digit, self.code, self.place, widgets.HBox([self.undo, self.reset]), self.picture,
-                              widgets.HBox([self.tile, hint], layout=top)], layout=top)
-        return widgets.VBox([widgets.HBox([grid, right], layout=top | {"flex_flow": "row wrap"}), self.line])
+        at.undo.on_click(lambda button: self.explorer.undo())
+        at.reset.on_click(lambda button: self.explorer.reset())
 
     def follow(self):
         """Shows where the explorer stands."""
         self.busy = True  # what the panel sets itself is not a wish of the reader
         try:
-            explorer, code = self.explorer, int(self.explorer.codes[self.explorer.cell])
-            for cell, button in self.cells.items():
+            explorer, at = self.explorer, self.controls
+            code = int(explorer.codes[explorer.cell])
+            for cell, button in at.cells.items():
                 self.paint(button, cell, int(explorer.codes[cell]))
-            self.digit.value, self.code.value, self.place.value = explorer.digit, code, code
-            self.undo.disabled = self.reset.disabled = not explorer._past
-            gap = np.full((explorer.now.shape[0], 2, 3), 0.5)
-            change = change_colors((explorer.now - explorer.before).mean(axis=-1))
-            row = [_rgb(explorer.before), gap, _rgb(explorer.now), gap, change]
-            self.picture.value = _png(np.concatenate(row, axis=1), 4)
-            if self.pictures is None:
-                self.pictures = _alone(explorer.model, explorer.blank, explorer.now.shape[0] // explorer.codes.shape[0])
-            self.tile.value = _png(_rgb(self.pictures[code]), 6)
-            self.line.value = explorer.status
+            at.digit.value, at.code.value, at.place.value = explorer.digit, code, code
+            at.undo.disabled = at.reset.disabled = not explorer._past
+            at.picture.value = _png(_side_by_side(explorer.before, explorer.now), 4)
+            at.tile.value = _png(_rgb(self.pictures[code]), 6)
+            at.line.value = explorer.status
         finally:
             self.busy = False
 
     def paint(self, button, cell, code):
         """Brings one button of the map up to date."""
-        button.description, button.tooltip = str(code), f"row {cell[0]}, column {cell[1]}: code {code}"
-        button.style.button_color = to_hex(0.5 + 0.5 * self.explorer.colors[code])  # light, for dark figures on it
+        button.description = str(code)
+        button.tooltip = f"row {cell[0]}, column {cell[1]}: code {code}"
+        light = 0.5 + 0.5 * self.explorer.colors[code]  # for dark figures on it
+        button.style.button_color = to_hex(light)
         if button.style.has_trait("text_color"):
             button.style.text_color = "black"
-        button.layout.border = f"3px solid {PALETTE[1]}" if cell == self.explorer.cell else "1px solid transparent"
+        here = cell == self.explorer.cell
+        button.layout.border = f"3px solid {PALETTE[1]}" if here else "1px solid transparent"
 
-# %% ../nbs/04_codebook.ipynb #e1e997bd
+# %% ../nbs/04_codebook.ipynb #7e98d483
 #| code-fold: true
 class CodebookExplorer(_Editing):
-    """A panel to change a digit's codes: click a cell, choose a code, see what the decoder makes of it.
+    """A panel to change a digit's codes: click a cell, choose a code, see what is drawn.
 
-    In a running notebook, let it be the last line of a cell. The same can be done from code: `choose_digit`, `select`, `put`,
-    `undo`, `reset`; the attributes `codes`, `before` and `now` hold the map and the decoded pictures. `show` gives a picture
-    of where it stands.
+    In a running notebook, let it be the last line of a cell. The same can be done from code:
+    `choose_digit`, `select`, `put`, `undo`, `reset`; the attributes `codes`, `before` and `now`
+    hold the map and the decoded pictures. `show` gives a picture of where it stands.
 
     Args:
         model: A `VQVAE` of pictures.
-        images: `(n, height, width, channels)` in [0, 1], at least one: the digits to choose from.
+        images: `(n, height, width, channels)` in [0, 1], at least one: digits to choose from.
 
     Raises:
-        ValueError: Images that the model cannot encode, or none; from the methods, a digit, cell or code that is not there.
+        ValueError: Images that the model cannot encode, or none; from the methods, a digit,
+            cell or code that is not there.
     """
+
+    @property
+    def status(self):
+        """A sentence on the selected cell and on what has changed."""
+        (row, column), given = self.cell, self.given[self.digit]
+        code, encoded = self.codes[self.cell], given[self.cell]
+        instead = f" instead of {encoded}" if code != encoded else ""
+        change = np.abs(self.now - self.before).max(axis=-1)
+        return (f"Row {row}, column {column}: code {code}{instead}. "
+                f"Codes changed: {np.sum(self.codes != given)}. "
+                f"Pixels changed by more than 0.1: {np.sum(change > 0.1)}.")
 
     @book_style()
     def show(self):
-        """Shows, as a figure that needs no running notebook, the map of codes, the picture before and now, and the change."""
+        """Shows map, picture before, now, and change, in a figure that needs no notebook."""
         figure, axes = new_figure(1, 4, height=2.2)
         height, width = self.now.shape[:2]
-        change = change_colors((self.now - self.before).mean(axis=-1))
-        (row, column), tall, wide = self.cell, height / self.codes.shape[0], width / self.codes.shape[1]
-        x, y = np.array([0, 1, 1, 0, 0]) * wide + column * wide, np.array([0, 0, 1, 1, 0]) * tall + row * tall
-        shown = {"codes": self.colors[self.codes], "before": _rgb(self.before), "now": _rgb(self.now), "change": change}
+        tall, wide = height / self.codes.shape[0], width / self.codes.shape[1]
+        y = (np.array([0, 0, 1, 1, 0]) + self.cell[0]) * tall
+        x = (np.array([0, 1, 1, 0, 0]) + self.cell[1]) * wide
+        shown = {"codes": self.colors[self.codes], "before": _rgb(self.before),
+                 "now": _rgb(self.now),
+                 "change": change_colors((self.now - self.before).mean(axis=-1))}
         for plot, (title, picture) in zip(axes, shown.items()):
             plot.imshow(picture, extent=(0, width, height, 0), vmin=0, vmax=1)
-            plot.plot(x, y, color="white" if title == "codes" else PALETTE[1], linewidth=1.2)
+            color = "white" if title == "codes" else PALETTE[1]
+            plot.plot(x, y, color=color, linewidth=1.2)
             plot.set(title=title, xticks=[], yticks=[])
         figure.supxlabel(self.status, fontsize=9)
         show_figure(figure)

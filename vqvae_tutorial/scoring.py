@@ -135,7 +135,7 @@ def frechet_distance(a, b):
     means = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2)
     return float(max(means + np.trace(first) + np.trace(second) - 2 * overlap, 0.0))
 
-# %% ../nbs/91_scoring.ipynb #d1dc6a50
+# %% ../nbs/91_scoring.ipynb #974f66a1
 #| code-fold: true
 def _checked_features(a, b):
     a, b = (np.asarray(x, "float64") for x in (a, b))
@@ -146,11 +146,11 @@ def _checked_features(a, b):
         if not np.isfinite(x).all():
             received = f"{np.count_nonzero(~np.isfinite(x))} of {x.size} numbers that are not"
             raise _refusal(name, "finite", received,
-                           "Look for NaN in the images, or in the network that made the features.")
+                           "Look for NaN in the images, or in the network behind the features.")
     if a.shape[1] != b.shape[1]:
         raise _refusal("b", f"of {a.shape[1]} features, as `a`", b.shape[1],
                        "Take both from the same judge.")
     if (fewest := min(len(a), len(b))) <= a.shape[1]:
-        warnings.warn(f"{fewest} rows are too few to know the covariance of {a.shape[1]} features; "
-                      "the distance will be far too large.", stacklevel=3)
+        warnings.warn(f"{fewest} rows are too few to know the covariance of {a.shape[1]} "
+                      "features; the distance will be far too large.", stacklevel=3)
     return a, b
