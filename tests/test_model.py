@@ -9,7 +9,16 @@ from keras import layers, ops
 
 from vqvae_tutorial import VectorQuantizer, VectorQuantizerEMA, load_mnist, load_pretrained
 from vqvae_tutorial.callbacks import StopRevival, read_history, resumable
-from vqvae_tutorial.model import VQVAE, build_decoder, build_encoder, build_networks, relative_error, residual_block, some_examples, upsample
+from vqvae_tutorial.model import (
+    VQVAE,
+    build_decoder,
+    build_encoder,
+    build_networks,
+    relative_error,
+    residual_block,
+    some_examples,
+    upsample,
+)
 
 SIGNALS = {"sound": (64, 1), "stereo": (32, 2), "picture": (16, 24, 3), "film": (4, 8, 8, 3)}
 

@@ -33,7 +33,8 @@ def build_mnist(seed=0):
     decoder = build_decoder((28, 28, 1), embedding_dim=16, filters=64, residual_blocks=2)
     quantizer = EntropyConstrainedQuantizer(128, rate_weight=0.1, seed=seed, name="quantizer")
     model = VQVAE(encoder, decoder, quantizer, value_range=(0, 1), name="vqvae")
-    prior = PixelCNN(128, model.code_shape, num_classes=10, code_dropout=0.1, seed=seed, name="prior")
+    prior = PixelCNN(128, model.code_shape, num_classes=10, code_dropout=0.1, seed=seed,
+                     name="prior")
     return model, prior
 
 # %% ../nbs/95_presets.ipynb #5b96a2e4
