@@ -41,8 +41,6 @@ FIGURES = {
     },
     "04_codebook": {
         "codes in use on 10,000 test digits": r"^ +10,000 +(\d+ of \d+) +\S+$",
-        "perplexity of a healthy training": r"^healthy +.* (\S+) +\d+%$",
-        "perplexity of a collapsed training": r"^collapsed +.* (\S+) +\d+%$",
         "share of a code's effect in its own cell": r"^share of the change, by distance in cells: 0: ([\d.]+%)",
         "rank correlation of distance and effect of codes": r"^effect +rank correlation with the distance of embeddings (\S+)$",
     },

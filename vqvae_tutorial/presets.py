@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['VQVAE_EPOCHS', 'PRIOR_EPOCHS', 'PRESETS', 'build_mnist', 'cosine_schedule', 'train_vqvae', 'train_prior',
-           'build_first_edition', 'load_pretrained']
+           'load_pretrained']
 
 # %% ../nbs/95_presets.ipynb #9c1edaac
 #| code-fold: true
@@ -12,10 +12,9 @@ from pathlib import Path
 import keras
 
 from .callbacks import StopAtNaN, read_history, resumable
-from .model import VQVAE, build_decoder, build_encoder, build_networks
+from .model import VQVAE, build_decoder, build_encoder
 from .pixelcnn import PixelCNN
 from .priors import check_pair
-from .quantizers import VectorQuantizerEMA
 from .rate import EntropyConstrainedQuantizer
 
 # %% ../nbs/95_presets.ipynb #0b06a16d
@@ -106,16 +105,8 @@ def _keep_best(folder):
         str(Path(folder) / "best.weights.h5"), monitor="val_bits", mode="min",
         save_best_only=True, save_weights_only=True, initial_value_threshold=past)
 
-# %% ../nbs/95_presets.ipynb #9abb7f63
-def build_first_edition(seed=0):
-    """Makes the pair whose weights ship today, until those of `build_mnist` are trained."""
-    encoder, decoder = build_networks((28, 28, 1), embedding_dim=16)
-    quantizer = VectorQuantizerEMA(128, revival_threshold=0.25, seed=seed, name="quantizer")
-    model = VQVAE(encoder, decoder, quantizer, value_range=(0, 1), name="vqvae")
-    return model, PixelCNN(128, model.code_shape, num_classes=10, seed=seed, name="prior")
-
 # %% ../nbs/95_presets.ipynb #c4124dc7
-PRESETS = {"mnist": build_first_edition}
+PRESETS = {"mnist": build_mnist}
 
 # %% ../nbs/95_presets.ipynb #abdfee13
 def load_pretrained(name="mnist"):
