@@ -17,7 +17,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-
 from peers import build_even_model  # noqa: E402
 
 from vqvae_tutorial.callbacks import StopRevival  # noqa: E402

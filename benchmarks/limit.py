@@ -1,7 +1,8 @@
 """How far training is from what the machine can do: `python benchmarks/limit.py [--repeats 10]`.
 
-The limit is the rate at which TensorFlow multiplies two large float32 matrices, measured in the same run, in turns with the rest. Against
-it stand a training step of a VQ-VAE with residual networks, of the PixelCNN of chapter 6, both with a batch of 128, and of the quantizer layer.
+The limit is the rate at which TensorFlow multiplies two large float32 matrices, measured in the same run, in turns with the rest.
+Against it stand a training step of a VQ-VAE with residual networks, of the PixelCNN of chapter 6, both with a batch of 128, and of
+the quantizer layer.
 
 Multiplications are counted from the shapes of the layers: a kernel's size times the positions where it is applied, and N·K·D in the
 quantizer. A backward pass counts as two forward ones, for the gradients of kernel and input; the quantizer has none. What is no product

@@ -32,7 +32,8 @@ def priors(shipped, codes, labels):
     ours = PixelCNN.from_config(shipped.get_config())
     ours.compile("adam")
     fit = {"batch_size": 128, "epochs": 1, "verbose": 0}
-    return {"published": (published, lambda: published.fit(codes, codes, **fit)), "ours": (ours, lambda: ours.fit({"codes": codes, "label": labels}, **fit))}
+    return {"published": (published, lambda: published.fit(codes, codes, **fit)),
+            "ours": (ours, lambda: ours.fit({"codes": codes, "label": labels}, **fit))}
 
 
 def main(arguments=None):

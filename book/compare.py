@@ -106,11 +106,13 @@ def quantizer(rows):
             ratios = [f"{numbers[other] / numbers[ours]:.1f}" if numbers[other] else "" for other, ours in pairs.items()]
             lines.append([*map("{:,}".format, cell), *(short(factor * number) if number else "" for number in numbers.values()), *ratios])
         text += f"{what}; the last column{'s compare' if len(pairs) > 1 else ' compares'} layers of one framework:\n\n"
-        text += table(["N", "K", "D", *(LAYERS[layer] for layer in layers), *(f"{other.partition(',')[0]} / ours" for other in pairs)], lines)
+        text += table(["N", "K", "D", *(LAYERS[layer] for layer in layers), *(f"{other.partition(',')[0]} / ours" for other in pairs)],
+                      lines)
     rivals = ["ours, PyTorch"] if "ours, PyTorch" in layers else ["ours, TensorFlow", "ours, JAX"]
     text += "".join(ahead(cells, value, *each, rivals) for each in (("forward_seconds", "Forward"), ("step_seconds", "In training")))
     if "ours, PyTorch" not in layers:
-        text += ("Ours on PyTorch is not measured yet, so that the two sentences above compare frameworks as well as layers. They say what a "
+        text += ("Ours on PyTorch is not measured yet, so that the two sentences above compare frameworks as well as layers. They say what "
+                 "a "
                  "user of one or the other waits for, and not whose layer is better.\n\n")
     return text
 

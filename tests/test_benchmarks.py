@@ -199,7 +199,8 @@ def test_layers_are_compared_within_a_framework(page):
     path.unlink()
     measure.write(path, rows, SCRIPTS["quantizer"])
     assert "Ours on PyTorch is not measured yet" in (text := page.page(SOURCE)) and "one-hot / ours" in text
-    measure.write(path, [row | {"layer": "ours, PyTorch", "step_seconds": 1e-9} for row in rows if row["layer"] == OURS], SCRIPTS["quantizer"])
+    measure.write(path, [row | {"layer": "ours, PyTorch", "step_seconds": 1e-9} for row in rows if row["layer"] == OURS],
+                  SCRIPTS["quantizer"])
     text = page.page(SOURCE)
     assert "not measured yet, so that" not in text and "vector-quantize-pytorch / ours" in text
     assert "In training, ours on PyTorch is faster than vector-quantize-pytorch in 15 of 15 cells.\n" in text

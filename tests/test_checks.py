@@ -268,7 +268,8 @@ def test_nan_is_named_rather_than_its_range():
 # Counts
 
 
-@pytest.mark.parametrize("value, whole", [(64, 64), (64.0, 64), (np.int64(3), 3), (np.uint8(200), 200), (np.float32(7), 7), (np.array(5), 5),
+@pytest.mark.parametrize("value, whole", [
+    (64, 64), (64.0, 64), (np.int64(3), 3), (np.uint8(200), 200), (np.float32(7), 7), (np.array(5), 5),
                                           (1, 1), (10**20, 10**20)])
 def test_whole_numbers(value, whole):
     found = check_count(value, "num_codes")
@@ -323,7 +324,7 @@ def test_none_stays_none():
 
 def test_dtypes_are_kept():
     for kind in ("int32", "uint8", "float32", "bool"):
-        assert in_batches(lambda part: ops.cast(part, kind), np.arange(5.0), 2).dtype == kind
+        assert in_batches(lambda part, kind=kind: ops.cast(part, kind), np.arange(5.0), 2).dtype == kind
 
 
 def test_nothing_gives_none_and_the_function_is_not_called():

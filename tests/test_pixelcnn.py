@@ -224,7 +224,7 @@ def test_bad_codes(prior, name):
     codes, label = BAD_CODES[name], np.zeros(8, "int32")
     with pytest.raises(ValueError, match="`codes` must be integers .*Received: "):
         prior.bits(codes, label)
-    with pytest.raises(ValueError, match="`codes` must be integers|Invalid dtype|unsupported|cardinality|Data"):  # Keras's own words for text
+    with pytest.raises(ValueError, match="`codes` must be integers|Invalid dtype|unsupported|cardinality|Data"):  # or Keras's words
         prior(given(codes, label))
 
 

@@ -353,8 +353,9 @@ def test_files(make, classes, tmp_path):
 
 @pytest.mark.parametrize("kind, options", [
     (PositionPrior, {"num_codes": 7, "shape": (3,), "num_classes": 2, "name": "mine", "dtype": "mixed_bfloat16", "trainable": False}),
-    (PixelCNN, {"num_codes": 7, "shape": (3, 4), "num_classes": 2, "filters": 6, "num_layers": 3, "kernel_size": 5, "dropout": 0.3, "code_dropout": 0.2,
-                "seed": 9, "name": "mine", "dtype": "mixed_bfloat16", "trainable": False})])
+    (PixelCNN, {"num_codes": 7, "shape": (3, 4), "num_classes": 2, "filters": 6, "num_layers": 3,
+                "kernel_size": 5, "dropout": 0.3, "code_dropout": 0.2, "seed": 9,
+                "name": "mine", "dtype": "mixed_bfloat16", "trainable": False})])
 def test_every_argument_survives(kind, options):
     config = kind.from_config(kind(**options).get_config()).get_config()
     for name in options.keys() - {"dtype"}:

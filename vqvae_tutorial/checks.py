@@ -258,7 +258,7 @@ def in_batches(function, arrays, batch_size=256, what="encoding"):
     (count,), results = lengths, []
     with _Progress(what) as progress:
         for start in range(0, count, batch_size):
-            part = _each(lambda array: array[start : start + batch_size], arrays)
+            part = _each(lambda array: array[start : start + batch_size], arrays)  # noqa: B023
             results.append(_each(keras.ops.convert_to_numpy, function(part)))
             progress.say(f"{min(start + batch_size, count):,} of {count:,}")
     return _each(lambda *parts: np.concatenate(parts), *results) if results else None
