@@ -3,9 +3,9 @@
 Five layers get the same N vectors of size D and the same K codes: ours on TensorFlow, on JAX and on PyTorch; the one-hot form, in
 which the well-known Keras example writes it; and that of `vector-quantize-pytorch`. Two pairs share a framework, and so compare layers
 and nothing else: ours and one-hot on TensorFlow, ours and `vector-quantize-pytorch` on PyTorch. Forward is what a trained model does.
-A training step is forward and backward, from a given gradient of the output to that of the input, and the update of the codebook: running means in ours and
-in PyTorch's, a step of Adam in the one-hot form. All run as in training: TensorFlow in a graph that does not know the size of the batch,
-as in `fit`; JAX compiled for the size it is given; PyTorch eagerly.
+A training step is forward and backward, from a given gradient of the output to that of the input, and the update of the codebook: running
+means in ours and in PyTorch's, a step of Adam in the one-hot form. All run as in training: TensorFlow in a graph that does not know the
+size of the batch, as in `fit`; JAX compiled for the size it is given; PyTorch eagerly.
 
 For each cell of the table every layer has a process of its own, on the same two CPUs. The processes stay alive and are asked in turns,
 A B C D E A B C D E …; the table gives medians. Peak memory is the most that a process ever held (`VmHWM` on Linux), less what it held after
