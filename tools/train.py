@@ -77,7 +77,10 @@ def train(parts, seed=0, quick=False, data=None):
 
 def release(model, prior):
     """Writes the weights that the package ships."""
-    for part, kind in ((model, "vqvae"), (prior, "prior")):
+    from vqvae_tutorial.presets import build_mnist
+
+    for trained, part, kind in zip((model, prior), build_mnist(), ("vqvae", "prior")):
+        part.set_weights(trained.get_weights())  # a model that was never compiled, so that no optimizer is written
         path = ROOT / "vqvae_tutorial" / "pretrained" / f"mnist_{kind}.weights.h5"
         part.save_weights(path)
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e6:.1f} MB", flush=True)
