@@ -24,8 +24,9 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 from vqvae_tutorial.data import load_mnist  # noqa: E402
-from vqvae_tutorial.model import VQVAE, build_decoder, build_encoder  # noqa: E402
+from vqvae_tutorial.model import VQVAE, build_networks  # noqa: E402
 from vqvae_tutorial.pixelcnn import PixelCNN  # noqa: E402
+from vqvae_tutorial.quantizers import VectorQuantizerEMA  # noqa: E402
 
 ENDS = ("error", "harmless", "silent", "code ran")
 JUNK = [None, "many", "", -1, 0, 2.5, 1e308, float("nan"), [], [-1], {}, {"class_name": "Nothing"}, "../../..", [[[]]]]
@@ -128,8 +129,8 @@ def places(config):
             yield from places(value)
 
 
-PARTS = {"encoder", "decoder", "quantizer"}  # which may be None: then they are made
-ARGUMENTS = PARTS | {"num_embeddings", "embedding_dim", "image_shape", "shape", "num_layers", "filters", "kernel_size"}
+OPTIONAL = {"value_range"}  # which may be None
+ARGUMENTS = OPTIONAL | {"encoder", "decoder", "quantizer", "num_codes", "shape", "num_layers", "filters", "kernel_size"}
 
 
 def configured(content, change):
@@ -142,7 +143,7 @@ def configured(content, change):
 def wrong_argument(content, dice):
     def change(config):
         holder, key = dice.choice([(holder, key) for holder, key in places(config) if key in ARGUMENTS])
-        holder[key] = dice.choice([junk for junk in JUNK if key not in PARTS or junk is not None])
+        holder[key] = dice.choice([junk for junk in JUNK if key not in OPTIONAL or junk is not None])
 
     return configured(content, change)
 
@@ -200,8 +201,9 @@ def digits():
 def models(folder):
     """The contents of two good files: a VQ-VAE whose parts stand in its configuration, and a prior."""
     keras.utils.set_random_seed(0)
-    parts = {"encoder": build_encoder(2, (8, 8, 1), 4, 1), "decoder": build_decoder(2, (8, 8, 1), 4, 1)}
-    for model in (VQVAE(2, 5, (8, 8, 1), **parts), PixelCNN(5, (2, 2), 3, filters=2, num_layers=1)):
+    networks = build_networks((8, 8, 1), embedding_dim=2, filters=4, residual_blocks=1)
+    vqvae = VQVAE(*networks, VectorQuantizerEMA(5, seed=0), value_range=(0, 1))
+    for model in (vqvae, PixelCNN(5, (2, 2), 3, filters=2, num_layers=1)):
         model.save(folder / "good.keras")
         yield (folder / "good.keras").read_bytes()
 

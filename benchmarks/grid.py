@@ -1,7 +1,7 @@
 """Train a VQ-VAE for each number K and size D of embeddings, all equally long: `python benchmarks/grid.py [--quick] [--out FILE]`.
 
 Every model adds its row to vqvae_tutorial/results/grid.csv when it is finished, so the command can be stopped at any time and goes
-on with the models that are missing. Beside the table it keeps ten test digits as each K draws them (D = 16). Chapter 6 shows both.
+on with the models that are missing. Beside the table it keeps ten test digits as each K draws them (D = 16). Chapter 7 shows both.
 """
 import argparse
 import csv
@@ -13,13 +13,14 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+from peers import build_even_model  # noqa: E402
 
+from vqvae_tutorial.callbacks import StopRevival  # noqa: E402
 from vqvae_tutorial.data import load_mnist  # noqa: E402
-from vqvae_tutorial.model import VQVAE  # noqa: E402
 from vqvae_tutorial.quantization import code_frequencies, perplexity, usage  # noqa: E402
 
 RESULTS = ROOT / "vqvae_tutorial" / "results"
@@ -106,11 +107,12 @@ def train_one(number, size, images, test, budget):
     """
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
-    model = VQVAE(embedding_dim=size, num_embeddings=number, seed=0)
+    model = build_even_model(number, size, seed=0)
     steps = budget["epochs"] * -(-len(images) // 128)
     rate = keras.optimizers.schedules.CosineDecay(2e-4, max(1, steps - 50), alpha=0.01, warmup_target=2e-3, warmup_steps=50)
     model.compile(keras.optimizers.Adam(rate), jit_compile=False)
-    model.fit(images, batch_size=128, epochs=budget["epochs"], verbose=0)
+    model.adapt(images)
+    model.fit(images, batch_size=128, epochs=budget["epochs"], verbose=0, callbacks=[StopRevival(model.quantizer)])
     return model, measure(model, test[:budget["test"]])
 
 
@@ -118,11 +120,11 @@ def measure(model, images):
     """Error and rates of a model on images, as plain numbers. Rates are bits per image."""
     codes = model.encode(images)
     error = np.mean([np.mean((model.decode(codes[i : i + 500]) - images[i : i + 500]) ** 2) for i in range(0, len(codes), 500)])
-    frequencies = code_frequencies(codes, model.num_embeddings)
+    frequencies = code_frequencies(codes, model.quantizer.num_codes)
     places = codes[0].size
     return {"mse": float(error), "usage": int(usage(frequencies)), "perplexity": float(perplexity(frequencies)),
             "zero_order_bits": float(places * np.log2(float(perplexity(frequencies)))),
-            "max_bits": float(places * np.log2(model.num_embeddings))}
+            "max_bits": float(places * np.log2(model.quantizer.num_codes))}
 
 
 def main(arguments=None):

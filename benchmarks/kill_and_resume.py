@@ -37,11 +37,12 @@ def state(model):
 def make_model():
     import keras
 
-    from vqvae_tutorial.model import VQVAE, build_decoder, build_encoder
+    from vqvae_tutorial.model import VQVAE, build_networks
+    from vqvae_tutorial.quantizers import VectorQuantizerEMA
 
     keras.utils.set_random_seed(0)
-    parts = {"encoder": build_encoder(4, filters=8, residual_blocks=1), "decoder": build_decoder(4, filters=8, residual_blocks=1)}
-    model = VQVAE(4, 16, **parts, seed=0)
+    networks = build_networks((28, 28, 1), embedding_dim=4, filters=8, residual_blocks=1)
+    model = VQVAE(*networks, VectorQuantizerEMA(16, revival_threshold=0.25, seed=0))
     model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, 8 * EPOCHS)))
     return model
 
@@ -50,13 +51,14 @@ def train(folder, begun=None):
     """Trains, or goes on, and keeps the state it ends with in `folder`; sets `begun` when the first epoch starts."""
     import keras
 
+    from vqvae_tutorial.callbacks import StopRevival, read_history, resumable
     from vqvae_tutorial.data import SAMPLE, load_mnist
-    from vqvae_tutorial.model import read_history, resumable
 
-    model = make_model()
+    model, images = make_model(), load_mnist(SAMPLE).train.images[:256]
     start = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: begun.set() if begun else None)
-    model.fit(load_mnist(SAMPLE).train.images[:256], batch_size=32, epochs=EPOCHS, shuffle=False, verbose=0,
-              callbacks=[*resumable(folder), start])
+    again = resumable(folder, callbacks=[StopRevival(model.quantizer), start])
+    model.adapt(images)
+    model.fit(images, batch_size=32, epochs=EPOCHS, shuffle=False, verbose=0, **again)
     history = {f"history {name}": column for name, column in read_history(folder).items()}
     np.savez(Path(folder) / "part.npz", **state(model), **history)
     os.replace(Path(folder) / "part.npz", Path(folder) / "end.npz")

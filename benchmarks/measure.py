@@ -63,15 +63,18 @@ def made_with(*packages):
 
 
 def times_to_quality(rows):
-    """For each model, over its seeds: seconds to `QUALITY` (infinite where it was not reached), and error and batches at the end."""
+    """For each model, over its seeds: seconds to `QUALITY` (infinite where it was not reached); at the end error, batches, and the bits
+    of a digit's codes by place (NaN where they were not measured)."""
     found = {}
     for model, seed in dict.fromkeys((row["model"], row["seed"]) for row in rows):
         run = sorted([float(row[name]) for name in ("seconds", "mse", "batches")]
                      for row in rows if (row["model"], row["seed"]) == (model, seed))
-        entry = found.setdefault(model, {"seconds": [], "mse": [], "batches": []})
+        entry = found.setdefault(model, {"seconds": [], "mse": [], "batches": [], "bits": []})
         entry["seconds"].append(next((seconds for seconds, mse, _ in run if mse <= QUALITY), math.inf))
         entry["mse"].append(run[-1][1])
         entry["batches"].append(run[-1][2])
+        bits = [row["place_bits"] for row in rows if (row["model"], row["seed"]) == (model, seed) and row.get("place_bits")]
+        entry["bits"].append(float(bits[-1]) if bits else math.nan)
     return found
 
 

@@ -1,9 +1,9 @@
-"""The models of others that the benchmarks compare with, written anew from their published configurations."""
+"""The models that the benchmarks train: the Keras example's, written anew as it was published, and one that uses its codes evenly."""
 import keras
 from keras import layers
 
-from vqvae_tutorial.layers import VectorQuantizer
-from vqvae_tutorial.model import VQVAE
+from vqvae_tutorial.model import VQVAE, build_networks
+from vqvae_tutorial.quantizers import VectorQuantizer, VectorQuantizerEMA
 
 
 def build_keras_example(seed=None):
@@ -30,5 +30,22 @@ def build_keras_example(seed=None):
     x = layers.Conv2DTranspose(1, 3, padding="same")(x)
     decoder = keras.Model(embeddings, layers.Rescaling(1.0, offset=0.5)(x), name="decoder")
 
-    quantizer = VectorQuantizer(128, 16, update="gradient", commitment_cost=0.25, embeddings_initializer="uniform", seed=seed)
-    return VQVAE(16, 128, encoder=encoder, decoder=decoder, quantizer=quantizer, seed=seed)
+    quantizer = VectorQuantizer(128, commitment_cost=0.25, embeddings_initializer="uniform", seed=seed)
+    return VQVAE(encoder, decoder, quantizer, value_range=(0, 1))
+
+
+def build_even_model(num_codes=128, embedding_dim=16, seed=None, encoder=None, decoder=None):
+    """Makes a VQ-VAE that uses its codes evenly: residual networks, and an EMA codebook with revival below a quarter of a fair share.
+
+    Args:
+        num_codes: K.
+        embedding_dim: D.
+        seed: makes the quantizer repeatable.
+        encoder, decoder: other networks in the place of the residual ones.
+
+    Returns:
+        A `VQVAE`, not compiled: `adapt` and `StopRevival` are the caller's part.
+    """
+    parts = build_networks((28, 28, 1), embedding_dim)
+    quantizer = VectorQuantizerEMA(num_codes, revival_threshold=0.25, seed=seed, name="quantizer")
+    return VQVAE(encoder or parts[0], decoder or parts[1], quantizer, value_range=(0, 1))

@@ -27,12 +27,13 @@ EPOCH = 55_000  # maps in an epoch of chapter 5
 
 def priors(shipped, codes, labels):
     """For each configuration the model, compiled, and a call that trains it on the codes once."""
-    published = build_ungated_pixelcnn(shipped.num_embeddings, shipped.shape)
+    published = build_ungated_pixelcnn(shipped.num_codes, shipped.shape)
     published.compile(keras.optimizers.Adam(3e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     ours = PixelCNN.from_config(shipped.get_config())
     ours.compile("adam")
     fit = {"batch_size": 128, "epochs": 1, "verbose": 0}
-    return {"published": (published, lambda: published.fit(codes, codes, **fit)), "ours": (ours, lambda: ours.fit(codes, labels, **fit))}
+    return {"published": (published, lambda: published.fit(codes, codes, **fit)),
+            "ours": (ours, lambda: ours.fit({"codes": codes, "label": labels}, **fit))}
 
 
 def main(arguments=None):

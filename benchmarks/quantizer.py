@@ -1,13 +1,14 @@
 """Time and memory of quantizer layers, side by side: `python benchmarks/quantizer.py [--numbers 128 …] [--sizes 16 …] [--vectors 6272 …]`.
 
-Four layers get the same N vectors of size D and the same K codes: ours on TensorFlow and on JAX; the one-hot form, in which the
-well-known Keras example writes it; and that of `vector-quantize-pytorch`. Forward is what a trained model does. A training step is
-forward and backward, from a given gradient of the output to that of the input, and the update of the codebook: running means in ours and
-in PyTorch's, a step of Adam in the one-hot form. All run as in training: TensorFlow in a graph that does not know the size of the batch,
-as in `fit`; JAX compiled for the size it is given; PyTorch eagerly.
+Five layers get the same N vectors of size D and the same K codes: ours on TensorFlow, on JAX and on PyTorch; the one-hot form, in
+which the well-known Keras example writes it; and that of `vector-quantize-pytorch`. Two pairs share a framework, and so compare layers
+and nothing else: ours and one-hot on TensorFlow, ours and `vector-quantize-pytorch` on PyTorch. Forward is what a trained model does.
+A training step is forward and backward, from a given gradient of the output to that of the input, and the update of the codebook: running
+means in ours and in PyTorch's, a step of Adam in the one-hot form. All run as in training: TensorFlow in a graph that does not know the
+size of the batch, as in `fit`; JAX compiled for the size it is given; PyTorch eagerly.
 
 For each cell of the table every layer has a process of its own, on the same two CPUs. The processes stay alive and are asked in turns,
-A B C D A B C D …; the table gives medians. Peak memory is the most that a process ever held (`VmHWM` on Linux), less what it held after
+A B C D E A B C D E …; the table gives medians. Peak memory is the most that a process ever held (`VmHWM` on Linux), less what it held after
 imports, inputs and a first run with eight vectors. So it counts what the layer makes of N vectors, and neither libraries nor compilers.
 
 JAX and PyTorch are optional: `make test-backends` puts them into .venv/backends, where this script finds them.
@@ -48,10 +49,9 @@ def arrays(vectors, number, size):
 
 
 def ours(codebook):
-    from vqvae_tutorial.layers import VectorQuantizer
+    from vqvae_tutorial.quantizers import VectorQuantizerEMA
 
-    layer = VectorQuantizer(*codebook.shape, decay=DECAY, commitment_cost=BETA, seed=0,
-                            embeddings_initializer=lambda shape, dtype: codebook)
+    layer = VectorQuantizerEMA(len(codebook), decay=DECAY, commitment_cost=BETA, embeddings_initializer=codebook, seed=0)
     layer.build((None, codebook.shape[1]))
     layer.ema_steps.assign(10_000)  # in the midst of training: the first steps, debiased, would replace the codebook
     return layer
@@ -101,6 +101,24 @@ def ours_jax(codebook):
         return gradient.block_until_ready()
 
     return lambda inputs: forward(state, inputs).block_until_ready(), step
+
+
+def ours_torch(codebook):
+    import torch
+
+    layer = ours(codebook)
+
+    def forward(inputs):
+        with torch.no_grad():
+            return layer(inputs)
+
+    def step(inputs, slope):
+        inputs = inputs.detach().requires_grad_()
+        outputs = layer(inputs, training=True)
+        ((outputs * slope).sum() + sum(layer.losses)).backward()
+        return inputs.grad
+
+    return forward, step
 
 
 def one_hot_tensorflow(codebook):
@@ -161,6 +179,7 @@ def vector_quantize_pytorch(codebook):
 LAYERS = {
     "ours, TensorFlow": (ours_tensorflow, "tensorflow", ["keras", "tensorflow"], 2),
     "ours, JAX": (ours_jax, "jax", ["keras", "jax"], 2),
+    "ours, PyTorch": (ours_torch, "torch", ["keras", "torch"], 2),
     "one-hot, TensorFlow": (one_hot_tensorflow, "tensorflow", ["keras", "tensorflow"], 4),
     "vector-quantize-pytorch": (vector_quantize_pytorch, "torch", ["torch", "vector-quantize-pytorch"], 8),
 }

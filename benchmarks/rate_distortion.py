@@ -2,20 +2,22 @@
 
 For each K a VQ-VAE is trained, and then a small PixelCNN on its codes of the training digits: all equally long, all of the same
 size. A row says what a test digit costs in bits under that prior, what error it leaves, and how far digits sampled from it are from
-real ones. Two more models stand under the same small prior: that of chapter 3 as it ships, and the well-known Keras example, trained as
-published; `--published` adds the example's own ungated prior.
+real ones. More models stand under the same small prior: one in even use, with residual networks and revival; the well-known Keras
+example, trained as published; and chapter 1's strokes, k-means on patches without any network. `--published` adds the example's own
+ungated prior.
 
-Three things differ from chapter 3. The encoders of the curve are two small convolutions: a code
-then tells of 7×7 pixels and not of the whole digit. No code is revived, since revival makes use even, and even use is dear. And a code
-is charged for its own bits when it is chosen. The rows "uncharged" and "revived" show what the last two are worth at K = 32.
+Three things differ from the model in even use. The encoders of the curve are two small convolutions, so that a code describes 7×7 pixels
+and not the whole digit. No code is revived, since revival makes use even, and even use is dear. And a code is charged for its own bits
+when it is chosen. The rows "uncharged" and "revived" show what the last two are worth at K = 32.
 
-The command can be stopped at any time and goes on with the epoch it was at. Chapter 6 shows what it finds.
+The command can be stopped at any time and goes on with the epoch it was at. Chapter 7 shows what it finds.
 """
 import argparse
 import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,18 +26,19 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from grid import RESULTS, Table, load_digits, measure, write  # noqa: E402
-from keras import ops  # noqa: E402
-from peers import build_keras_example  # noqa: E402
+from peers import build_even_model, build_keras_example  # noqa: E402
 
-from vqvae_tutorial import load_pretrained  # noqa: E402
-from vqvae_tutorial.layers import VectorQuantizer  # noqa: E402
-from vqvae_tutorial.model import VQVAE, resumable  # noqa: E402
+from vqvae_tutorial.callbacks import StopRevival, resumable  # noqa: E402
+from vqvae_tutorial.model import VQVAE, build_decoder  # noqa: E402
 from vqvae_tutorial.pixelcnn import PixelCNN, build_ungated_pixelcnn  # noqa: E402
-from vqvae_tutorial.quantization import nearest_code  # noqa: E402
+from vqvae_tutorial.priors import PositionPrior  # noqa: E402
+from vqvae_tutorial.quantization import kmeans, nearest_code  # noqa: E402
+from vqvae_tutorial.rate import EntropyConstrainedQuantizer  # noqa: E402
 from vqvae_tutorial.scoring import features, frechet_distance, load_judge  # noqa: E402
 
 NUMBERS, SIZE, PRIOR = (8, 16, 32, 64, 128, 256), 16, {"filters": 32, "num_layers": 6, "dropout": 0.0}
 VARIANTS = {"uncharged": (32, 0.0, 0.0), "revived": (32, 0.0, 0.25)}  # K, rate weight and revival threshold
+STROKES = {"strokes 128": 128}
 RATE_WEIGHT = 0.1
 FULL = {"digits": 60_000, "vqvae_epochs": 30, "prior_epochs": 3}
 QUICK = {"digits": 256, "vqvae_epochs": 1, "prior_epochs": 1}
@@ -59,19 +62,17 @@ class Progress(keras.callbacks.Callback):
         self.bar.update(self.done)
 
 
-def schedule(peak, epochs, images, warmup=100):
-    steps = epochs * -(-images // BATCH_SIZE)
+def schedule(peak, epochs, images, batch_size=BATCH_SIZE, warmup=100):
+    steps = epochs * -(-images // batch_size)
     warmup = min(warmup, steps // 4)
     return keras.optimizers.schedules.CosineDecay(peak / 10, steps - warmup, alpha=0.01, warmup_target=peak, warmup_steps=warmup)
 
 
-def position_bits(train, test, num_embeddings):
+def position_bits(train, test, num_codes):
     """Bits per image of a code for each place by itself, which knows how often each code stood there in the training digits."""
-    bits = 0.0
-    for place in np.ndindex(train.shape[1:]):
-        counts = np.bincount(train[(slice(None), *place)], minlength=num_embeddings) + 0.5
-        bits -= np.mean(np.log2(counts[test[(slice(None), *place)]] / counts.sum()))
-    return float(bits)
+    prior = PositionPrior(num_codes, train.shape[1:])
+    prior.adapt(train)
+    return float(np.mean(prior.bits(test)))
 
 
 def build_local_encoder():
@@ -82,64 +83,52 @@ def build_local_encoder():
     return keras.Model(images, keras.layers.Conv2D(SIZE, 1)(x), name="encoder")
 
 
-class EntropyConstrainedQuantizer(VectorQuantizer):
-    """Chooses the code with the least squared distance + `rate_weight` · mean squared distance · bits of the code.
+class Strokes:
+    """Chapter 1's codebook of patches of 4×4 pixels, made by k-means: the model that needs no network. It is used as a `VQVAE` is."""
 
-    The bits are -log2 of how often a code is used. Relative to the mean squared distance, the charge does not depend on how far the
-    encoder spreads its vectors.
+    def __init__(self, images, num_codes):
+        self.codebook = kmeans(self.cut(images), num_codes, seed=0)
+        self.quantizer = SimpleNamespace(num_codes=num_codes)
 
-    Reference:
-        Chou, Lookabaugh and Gray (1989), Entropy-constrained vector quantization, IEEE Transactions on ASSP 37(1).
-    """
+    @staticmethod
+    def cut(images):
+        return images.reshape(-1, 7, 4, 7, 4).swapaxes(2, 3).reshape(-1, 7, 7, 16)
 
-    def __init__(self, rate_weight, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.rate_weight = rate_weight
+    def encode(self, images):
+        return np.asarray(nearest_code(self.cut(images), self.codebook))
 
-    def build(self, input_shape):
-        super().build(input_shape)
-        self.mean_distance = self._state("mean_distance", (), "zeros")
-
-    def encode(self, vectors):
-        share = ops.maximum(self.ema_frequency.value, 1e-3)
-        bits = ops.log2(ops.max(share) / share)  # less those of the most frequent code, which change nothing
-        charge = ops.sqrt(self.rate_weight * self.mean_distance.value * bits)
-        # One more coordinate, 0 for all vectors, turns the charge into distance.
-        vectors = ops.pad(ops.cast(vectors, "float32"), [(0, 0)] * (len(vectors.shape) - 1) + [(0, 1)])
-        return nearest_code(vectors, ops.concatenate([self.codebook.value, charge[:, None]], axis=-1))
-
-    def call(self, inputs, training=False):
-        outputs = super().call(inputs, training=training)
-        if training:
-            distance = ops.mean(ops.sum(ops.square(ops.stop_gradient(inputs - outputs)), axis=-1))
-            self.mean_distance.assign(self.decay * self.mean_distance.value + (1 - self.decay) * distance)
-        return outputs
+    def decode(self, codes):
+        return self.codebook[codes].reshape(-1, 7, 7, 4, 4).swapaxes(2, 3).reshape(-1, 28, 28, 1)
 
 
 def get_vqvae(name, images, epochs, folder, progress):
-    """The model of a row, trained if it is not the one that ships."""
+    """The model of a row, trained."""
     keras.utils.set_random_seed(0)
-    if name == "chapter 3":
-        return load_pretrained("mnist")[0]
+    if name in STROKES:
+        return Strokes(images, STROKES[name])
+    batch_size, rate = 128, 1e-3
     if name == "example":
         model = build_keras_example(seed=0)
-        model.compile(keras.optimizers.Adam(1e-3), jit_compile=False)
+    elif name == "even use":
+        model, rate = build_even_model(seed=0), schedule(2e-3, epochs, len(images), batch_size)
     else:
         number, weight, threshold = VARIANTS.get(name) or (int(name.removeprefix("K = ")), RATE_WEIGHT, 0.0)
-        quantizer = EntropyConstrainedQuantizer(weight, number, SIZE, revival_threshold=threshold, seed=0, name="quantizer")
-        model = VQVAE(SIZE, number, encoder=build_local_encoder(), quantizer=quantizer, seed=0)
-        model.compile(keras.optimizers.Adam(schedule(2e-3, epochs, len(images))), jit_compile=False)
-    batch_size = 128 if name == "example" else BATCH_SIZE
-    model.fit(images, batch_size=batch_size, epochs=epochs, verbose=0, callbacks=[*resumable(folder), progress])
+        quantizer = EntropyConstrainedQuantizer(number, rate_weight=weight, revival_threshold=threshold, seed=0, name="quantizer")
+        model = VQVAE(build_local_encoder(), build_decoder((28, 28, 1), SIZE), quantizer, value_range=(0, 1))
+        batch_size, rate = BATCH_SIZE, schedule(2e-3, epochs, len(images))
+    model.compile(keras.optimizers.Adam(rate), jit_compile=False)
+    model.adapt(images)
+    callbacks = [progress, *([] if name == "example" else [StopRevival(model.quantizer)])]
+    model.fit(images, batch_size=batch_size, epochs=epochs, verbose=0, **resumable(folder, callbacks))
     return model
 
 
 def train_prior(number, codes, epochs, folder, progress):
     """The small prior, which has the same size and training for all."""
     keras.utils.set_random_seed(0)
-    prior = PixelCNN(num_embeddings=number, shape=codes.shape[1:], seed=0, **PRIOR)
+    prior = PixelCNN(number, codes.shape[1:], seed=0, **PRIOR)
     prior.compile(keras.optimizers.Adam(schedule(3e-3, epochs, len(codes))))
-    prior.fit(codes, batch_size=BATCH_SIZE, epochs=epochs, verbose=0, callbacks=[*resumable(folder), progress])
+    prior.fit(codes, batch_size=BATCH_SIZE, epochs=epochs, verbose=0, **resumable(folder, [progress]))
     return prior
 
 
@@ -148,7 +137,7 @@ def ungated_bits(codes, test, epochs, folder, progress):
     keras.utils.set_random_seed(0)
     prior = build_ungated_pixelcnn(128, codes.shape[1:])
     prior.compile(keras.optimizers.Adam(3e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    prior.fit(codes, codes, batch_size=128, epochs=epochs, verbose=0, callbacks=[*resumable(folder), progress])
+    prior.fit(codes, codes, batch_size=128, epochs=epochs, verbose=0, **resumable(folder, [progress]))
     return float(prior.evaluate(test, test, batch_size=500, verbose=0)) * test[0].size / np.log(2)
 
 
@@ -167,7 +156,7 @@ def main(arguments=None):
     table = Table(out, ["model", "prior", "K", *measured, "vqvae_epochs", "prior_epochs"], 2, {})
     wanted = [(f"K = {number}", "small") for number in sorted(numbers, key=lambda number: abs(np.log2(number) - 5.4))]
     wanted[2:2] = [("example", "small")]
-    wanted += [("chapter 3", "small"), *((name, "small") for name in VARIANTS)]
+    wanted += [("even use", "small"), *((name, "small") for name in (*VARIANTS, *STROKES))]
     wanted += [("example", "ungated")] * options.published
     missing = [key for key in wanted if key not in table]
     print(f"{len(wanted) - len(missing)} of {len(wanted)} rows are in {out}", flush=True)
@@ -180,7 +169,7 @@ def main(arguments=None):
     some, others = order[:half], order[half:2 * half]
     judge = load_judge()
     real = features(judge, test[some])
-    for_model = {"example": example_epochs, "chapter 3": 30}
+    for_model = {"example": example_epochs, "even use": 30} | dict.fromkeys(STROKES, 0)
     epochs = {(name, kind): (for_model.get(name, budget["vqvae_epochs"]), budget["prior_epochs"] if kind == "small" else ungated_epochs)
               for name, kind in missing}
     progress = Progress(sum(map(sum, epochs.values())))
@@ -190,11 +179,11 @@ def main(arguments=None):
         for_vqvae, for_prior = epochs[name, kind]
         model = get_vqvae(name, train, for_vqvae, folder / "vqvae", progress.stage(for_vqvae))
         codes, test_codes = model.encode(train), model.encode(test)
-        row = {"model": name, "prior": kind, "K": model.num_embeddings, **measure(model, test), "vqvae_epochs": for_vqvae,
-               "prior_epochs": for_prior, "position_bits": position_bits(codes, test_codes, model.num_embeddings)}
+        row = {"model": name, "prior": kind, "K": model.quantizer.num_codes, **measure(model, test), "vqvae_epochs": for_vqvae,
+               "prior_epochs": for_prior, "position_bits": position_bits(codes, test_codes, model.quantizer.num_codes)}
         row["frechet_drawn"] = frechet_distance(real, features(judge, model.decode(test_codes[others])))
         if kind == "small":
-            prior = train_prior(model.num_embeddings, codes, for_prior, folder / kind, progress.stage(for_prior))
+            prior = train_prior(model.quantizer.num_codes, codes, for_prior, folder / kind, progress.stage(for_prior))
             row["prior_bits"] = float(np.mean(prior.bits(test_codes)))
             sampled = model.decode(prior.sample(1000, seed=0))
             row["frechet"] = frechet_distance(real, features(judge, sampled))

@@ -32,12 +32,13 @@ class WholeLoop(keras.Model):
         self.prior = prior
 
     def call(self, inputs):
-        noise, labels = inputs
+        noise, labels = inputs["noise"], inputs["label"]
         rows, columns = self.prior.shape
 
         def step(k, codes):
             i, j = k // columns, k % columns
-            scores = ops.take(ops.take(self.prior((codes, labels)) + noise, i, axis=1), j, axis=1)
+            logits = self.prior({"codes": codes, "label": labels})
+            scores = ops.take(ops.take(logits + noise, i, axis=1), j, axis=1)
             return ops.slice_update(codes, [0, i, j], ops.cast(ops.argmax(scores, axis=-1), "int32")[:, None, None])
 
         return ops.fori_loop(0, rows * columns, step, ops.zeros((ops.shape(noise)[0], rows, columns), "int32"))
@@ -46,17 +47,17 @@ class WholeLoop(keras.Model):
 def naive(prior, noise, labels):
     codes = np.zeros(noise.shape[:3], "int32")
     for i, j in np.ndindex(prior.shape):
-        logits = prior.predict((codes, labels), batch_size=len(codes), verbose=0)
+        logits = prior.predict({"codes": codes, "label": labels}, batch_size=len(codes), verbose=0)
         codes[:, i, j] = np.argmax(logits[:, i, j] + noise[:, i, j], axis=-1)
     return codes
 
 
 def compare(prior, count, repeats):
     """Median seconds of each sampler; refuses where they do not draw the same."""
-    whole, noise = WholeLoop(prior), np.random.default_rng(0).gumbel(size=(count, *prior.shape, prior.num_embeddings)).astype("float32")
+    whole, noise = WholeLoop(prior), np.random.default_rng(0).gumbel(size=(count, *prior.shape, prior.num_codes)).astype("float32")
     labels = np.arange(count, dtype="int32") % prior.num_classes
     samplers = {"loop of predict": lambda: naive(prior, noise, labels),
-                "compiled loop": lambda: whole.predict_on_batch([noise, labels]),
+                "compiled loop": lambda: whole.predict_on_batch({"noise": noise, "label": labels}),
                 "cached": lambda: prior.sample_with_noise(noise, labels)}
     drawn = {}
     medians = turns({name: lambda name=name: drawn.update({name: samplers[name]()}) for name in samplers}, repeats)
@@ -74,7 +75,7 @@ def main(arguments=None):
     if chosen.quick:
         chosen.counts, chosen.grids, chosen.few = [], [2, 3], 2
     prior = load_pretrained("mnist")[1]
-    sizes = {name: getattr(prior, name) for name in ("num_embeddings", "num_classes", "filters", "num_layers")}
+    sizes = {name: getattr(prior, name) for name in ("num_codes", "num_classes", "filters", "num_layers")}
     priors = [("shipped", prior, count) for count in chosen.counts]
     priors += [("untrained", PixelCNN(shape=(side, side), seed=0, **sizes), chosen.few) for side in chosen.grids]
     line = made_with("keras", keras.backend.backend())

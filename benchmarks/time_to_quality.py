@@ -4,10 +4,11 @@ Three models train on the 60,000 digits with batches of 128, in turns (A B C A B
 
     example     the well-known Keras example, written anew as published (peers.py): its codebook starts uniform and learns by gradient
     quantizer   the same two networks and the same optimizer, and our quantizer: k-means start, EMA updates, revival
-    ours        the model of chapter 3, with its learning-rate schedule for 30 epochs
+    ours        a larger model, with residual networks and the learning-rate schedule of chapter 3 for 30 epochs
 
-The error is the mean squared error on the 10,000 test digits, measured four times an epoch at first and then once an epoch. The clock
-stands still meanwhile. It includes the k-means start and the compilation of the first step: what a user waits for.
+The error is the mean squared error on the 10,000 test digits, measured four times an epoch at first and then once an epoch; at the end
+also the rate, in bits a digit by place (chapter 5's `PositionPrior`), since an error says little without its price. The clock stands still
+meanwhile. It includes the k-means start and the compilation of the first step: what a user waits for.
 
 The command can be stopped at any time and goes on with the training that is missing. The page "How it compares" shows what it finds.
 """
@@ -25,14 +26,15 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from grid import Table, load_digits  # noqa: E402
 from measure import QUALITY, made_with, says_who, times_to_quality  # noqa: E402
-from peers import build_keras_example  # noqa: E402
+from peers import build_even_model, build_keras_example  # noqa: E402
 
-from vqvae_tutorial.model import VQVAE  # noqa: E402
+from vqvae_tutorial.callbacks import StopRevival  # noqa: E402
+from vqvae_tutorial.priors import PositionPrior  # noqa: E402
 
 PUBLISHED, SEEDS, FINE = 30, (0, 1, 2), 2  # epochs of the example; seeds; epochs that are measured four times each
 FULL = {"digits": 60_000, "test": 10_000, "example": 30, "quantizer": 30, "ours": 30}
 QUICK = {"digits": 512, "test": 100, "example": 1, "quantizer": 1, "ours": 1}
-COLUMNS = ["model", "seed", "batches", "seconds", "mse", "made_with"]
+COLUMNS = ["model", "seed", "batches", "seconds", "mse", "place_bits", "made_with"]
 
 
 def build(name, seed, steps):
@@ -40,13 +42,13 @@ def build(name, seed, steps):
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
     if name == "ours":
-        model = VQVAE(embedding_dim=16, num_embeddings=128, seed=seed)
+        model = build_even_model(seed=seed)
         rate = keras.optimizers.schedules.CosineDecay(1e-4, max(1, PUBLISHED * steps - 100), alpha=0.01, warmup_target=2e-3,
                                                       warmup_steps=100)
     else:
         model, rate = build_keras_example(seed=seed), 1e-3
         if name == "quantizer":
-            model = VQVAE(embedding_dim=16, num_embeddings=128, encoder=model.encoder, decoder=model.decoder, seed=seed)
+            model = build_even_model(encoder=model.encoder, decoder=model.decoder, seed=seed)
     model.compile(keras.optimizers.Adam(rate))
     return model
 
@@ -54,9 +56,10 @@ def build(name, seed, steps):
 class Clock(keras.callbacks.Callback):
     """Times the training alone, and tells `measured` of batches, seconds and test error."""
 
-    def __init__(self, test, steps, measured):
+    def __init__(self, images, test, steps, measured):
         super().__init__()
-        self.test, self.steps, self.measured, self.seconds, self.start = test, steps, measured, 0.0, time.perf_counter()
+        self.images, self.test, self.steps, self.measured = images, test, steps, measured
+        self.seconds, self.start = 0.0, time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
         done = self.epoch * self.steps + batch + 1
@@ -65,19 +68,26 @@ class Clock(keras.callbacks.Callback):
             return
         self.seconds += time.perf_counter() - self.start
         error = float(np.mean((self.model.predict(self.test, batch_size=500, verbose=0) - self.test) ** 2))
-        self.measured(done, self.seconds, error)
+        self.measured(done, self.seconds, error, self.rate() if done == self.params["epochs"] * self.steps else "")
         self.start = time.perf_counter()
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
+
+    def rate(self):
+        prior = PositionPrior(self.model.quantizer.num_codes, self.model.code_shape)
+        prior.adapt(self.model.encode(self.images))
+        return float(np.mean(prior.bits(self.model.encode(self.test))))
 
 
 def train(name, seed, images, test, epochs, measured):
     """Trains one model from nothing."""
     steps = -(-len(images) // 128)
     model = build(name, seed, steps)
-    clock = Clock(test, steps, measured)  # runs from here on
-    model.fit(images, batch_size=128, epochs=epochs, verbose=0, callbacks=[clock])
+    clock = Clock(images, test, steps, measured)  # runs from here on
+    model.adapt(images)
+    revival = [] if name == "example" else [StopRevival(model.quantizer)]
+    model.fit(images, batch_size=128, epochs=epochs, verbose=0, callbacks=[*revival, clock])
 
 
 def main(arguments=None):
@@ -106,7 +116,7 @@ def main(arguments=None):
         told, median = ", ".join("never" if np.isinf(each) else f"{each:.0f}" for each in entry["seconds"]), np.median(entry["seconds"])
         ratio = base / median if np.isfinite(median) else np.nan
         print(f"{name:12}{told:37}{median:8.0f}{ratio:15.1f} ×   {np.mean(entry['mse']):.5f}, from {min(entry['mse']):.5f} to "
-              f"{max(entry['mse']):.5f}, after {np.median(entry['batches']) / steps:.0f} epochs")
+              f"{max(entry['mse']):.5f}, after {np.median(entry['batches']) / steps:.0f} epochs, at {np.nanmean(entry['bits']):.0f} bits")
     print(says_who(out))
     return 0
 

@@ -10,16 +10,18 @@ from project import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 from measure import QUALITY, read, times_to_quality  # noqa: E402
-from results import FIGURES, figure, table
+from results import table
 
-from vqvae_tutorial.plotting import DPI, INK, PALETTE, WIDTH, book_style, new_figure
+from vqvae_tutorial.plotting import DPI, INK, PALETTE, WIDTH, add_legend, book_style, new_figure
 
 RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "_build" / "pictures"
-CHAPTER = ROOT / "nbs" / "05_pixelcnn.ipynb"  # which says what the priors' bits are
-MARKERS = "os^D"
+STUDIES = ROOT / "vqvae_tutorial" / "results"  # tables that chapters show, too
+UNKNOWN = "not measured yet"
+MARKERS = "os^Dv"
 BATCHES = 469  # of 128 digits, in an epoch of 60,000
-LAYERS = {"ours, TensorFlow": "ours on TensorFlow", "ours, JAX": "ours on JAX", "one-hot, TensorFlow": "one-hot on TensorFlow",
-          "vector-quantize-pytorch": "vector-quantize-pytorch"}
+LAYERS = {"ours, TensorFlow": "ours on TensorFlow", "one-hot, TensorFlow": "one-hot on TensorFlow",
+          "ours, PyTorch": "ours on PyTorch", "vector-quantize-pytorch": "vector-quantize-pytorch", "ours, JAX": "ours on JAX"}
+PAIRS = {"one-hot, TensorFlow": "ours, TensorFlow", "vector-quantize-pytorch": "ours, PyTorch"}  # of one framework each
 SAMPLERS = {"loop of predict": "loop of `predict`", "compiled loop": "compiled loop", "cached": "cached"}
 
 
@@ -39,11 +41,11 @@ def short(number):
 # The sections, each from the rows of its table
 
 
-MODELS = {"example": "the example", "quantizer": "its networks, our quantizer", "ours": "chapter 3"}
+MODELS = {"example": "the example", "quantizer": "its networks, our quantizer", "ours": "a larger model"}
 
 
 def time_to_quality(rows):
-    """Seconds until the goal and error at the end, over the seeds of each model."""
+    """Seconds until the goal, over the seeds of each model, and at the end error *and* bits: neither says enough alone."""
     found = times_to_quality(rows)
     found = {model: found[model] for model in MODELS if model in found}
     figure, axes = new_figure(height=2.8)
@@ -54,19 +56,27 @@ def time_to_quality(rows):
                       label=None if number else MODELS[model])
     axes.axhline(QUALITY, linestyle="--", linewidth=1, color=INK)
     axes.set(xlabel="seconds of training", ylabel="test MSE", xscale="log", yscale="log")
-    axes.legend()
     axes.grid(True)
+    add_legend(figure)
     until = {model: median(entry["seconds"]) for model, entry in found.items()}
     lines = []
     for model, entry in found.items():
         ends, epochs = entry["mse"], {round(batches / BATCHES) for batches in entry["batches"]}
         lines.append([MODELS[model], len(ends), f"{until[model]:.0f}" if math.isfinite(until[model]) else "not reached",
                       f"{until['example'] / until[model]:.1f}" if math.isfinite(until[model] + until.get("example", math.inf)) else "",
-                      ", ".join(map(str, sorted(epochs))), f"{mean(ends):.5f}", f"{min(ends):.5f} to {max(ends):.5f}"])
+                      ", ".join(map(str, sorted(epochs))), f"{mean(ends):.5f}", f"{min(ends):.5f} to {max(ends):.5f}",
+                      rate(entry["bits"])])
     shown = picture("time_to_quality", figure, "Test error against seconds of training, a line for each seed of "
                     f"{' and '.join(map(MODELS.get, found))}; a dashed line marks {QUALITY}")
-    columns = ["model", "seeds", f"seconds to test MSE {QUALITY}, median", "example / this", "epochs", "test MSE after them", "from, to"]
+    columns = ["model", "seeds", f"seconds to test MSE {QUALITY}, median", "example / this", "epochs", "test MSE after them", "from, to",
+               "bits a digit after them, by place"]
     return shown + table(columns, lines)
+
+
+def rate(bits):
+    """The mean rate of the seeds of which it is known, and how many these are."""
+    known = [each for each in bits if math.isfinite(each)]
+    return f"{mean(known):.0f}" + f" (of {len(known)} seed{'s' * (len(known) > 1)})" * (len(known) < len(bits)) if known else UNKNOWN
 
 
 COLUMNS = {"forward_seconds": ("Forward, in milliseconds", 1000), "step_seconds": ("A training step, in milliseconds", 1000),
@@ -78,32 +88,40 @@ def quantizer(rows):
     found = {}
     for row in rows:
         found.setdefault(tuple(int(row[name]) for name in "NKD"), {})[row["layer"]] = row
-    cells = sorted(found)
+    cells, layers = sorted(found), [layer for layer in LAYERS if any(layer in each for each in found.values())]
 
     def value(cell, layer, column):
         """A figure, or None where a peer's cell was left out."""
-        if layer not in found[cell] and layer.startswith("ours"):
-            raise ValueError(f"quantizer.csv lacks {layer} at N, K, D = {cell}: run `make bench` where JAX is installed")
+        if layer not in found[cell] and (layer in layers and layer.startswith("ours") or layer in ("ours, TensorFlow", "ours, JAX")):
+            raise ValueError(f"quantizer.csv lacks {layer} at N, K, D = {cell}: run `make bench` where JAX and PyTorch are installed")
         return float(found[cell][layer][column]) if layer in found[cell] else None
 
-    text = picture("quantizer", drawing(cells, value), "Milliseconds of a training step of four quantizer layers, for each number of "
-                   "vectors, number of codes and size of codes, on a logarithmic scale; the tables below give the numbers")
+    text = picture("quantizer", drawing(cells, value, layers), "Milliseconds of a training step of each quantizer layer, for each number "
+                   "of vectors, number of codes and size of embeddings, on a logarithmic scale; the tables below give the numbers")
+    pairs = {other: ours for other, ours in PAIRS.items() if {other, ours} <= set(layers)}
     for column, (what, factor) in COLUMNS.items():
         lines = []
         for cell in cells:
-            numbers = [value(cell, layer, column) for layer in LAYERS]
-            ratio = f"{numbers[2] / numbers[0]:.1f}" if numbers[2] else ""
-            lines.append([*map("{:,}".format, cell), *(short(factor * number) if number else "" for number in numbers), ratio])
-        text += f"{what}; the last column compares the two on TensorFlow:\n\n"
-        text += table(["N", "K", "D", *LAYERS.values(), "one-hot / ours"], lines)
-    return text + ahead(cells, value, "forward_seconds", "Forward") + ahead(cells, value, "step_seconds", "In training")
+            numbers = {layer: value(cell, layer, column) for layer in layers}
+            ratios = [f"{numbers[other] / numbers[ours]:.1f}" if numbers[other] else "" for other, ours in pairs.items()]
+            lines.append([*map("{:,}".format, cell), *(short(factor * number) if number else "" for number in numbers.values()), *ratios])
+        text += f"{what}; the last column{'s compare' if len(pairs) > 1 else ' compares'} layers of one framework:\n\n"
+        text += table(["N", "K", "D", *(LAYERS[layer] for layer in layers), *(f"{other.partition(',')[0]} / ours" for other in pairs)],
+                      lines)
+    rivals = ["ours, PyTorch"] if "ours, PyTorch" in layers else ["ours, TensorFlow", "ours, JAX"]
+    text += "".join(ahead(cells, value, *each, rivals) for each in (("forward_seconds", "Forward"), ("step_seconds", "In training")))
+    if "ours, PyTorch" not in layers:
+        text += ("Ours on PyTorch is not measured yet, so that the two sentences above compare frameworks as well as layers. They say what "
+                 "a "
+                 "user of one or the other waits for, and not whose layer is better.\n\n")
+    return text
 
 
-def ahead(cells, value, column, what):
+def ahead(cells, value, column, what, rivals):
     """In how many cells ours is faster than vector-quantize-pytorch, and which are the others."""
     both = [cell for cell in cells if value(cell, "vector-quantize-pytorch", column)]
     sentences = []
-    for ours in ("ours, TensorFlow", "ours, JAX"):
+    for ours in rivals:
         slower = [cell for cell in both if value(cell, ours, column) > value(cell, "vector-quantize-pytorch", column)]
         where = " and ".join(f"N = {N:,}, K = {K:,}, D = {D}" for N, K, D in slower)
         sentences.append(f"{LAYERS[ours]} is faster than vector-quantize-pytorch in {len(both) - len(slower)} of {len(both)} cells"
@@ -111,21 +129,21 @@ def ahead(cells, value, column, what):
     return f"{what}, {', and '.join(sentences)}.\n\n"
 
 
-def drawing(cells, value):
+def drawing(cells, value, layers):
     """Times of a training step, a panel for each number of vectors."""
     counts = sorted({cell[0] for cell in cells})
     figure, axes = new_figure(1, len(counts), height=3.2, sharey=True, squeeze=False)
     for plot, count in zip(axes.flat, counts):
         here = [cell for cell in cells if cell[0] == count]
-        for (layer, label), color, marker in zip(LAYERS.items(), PALETTE, MARKERS):
-            times = [value(cell, layer, "step_seconds") for cell in here]
+        for layer, color, marker in zip(layers, PALETTE, MARKERS):
+            label, times = LAYERS[layer], [value(cell, layer, "step_seconds") for cell in here]
             points = [(place, 1000 * seconds) for place, seconds in enumerate(times) if seconds]
             plot.plot(*zip(*points), color=color, marker=marker, markersize=4, linewidth=0.8, label=label)
         plot.set(title=f"{count:,} vectors", yscale="log", xlabel="K, and D below")
         plot.set_xticks(range(len(here)), [f"{K}\n{D}" for _, K, D in here], fontsize=7)
         plot.grid(True, axis="y")
     axes.flat[0].set_ylabel("milliseconds a training step")
-    axes.flat[0].legend(fontsize=7)
+    add_legend(figure, 3)
     return figure
 
 
@@ -142,9 +160,9 @@ def sampling(rows):
     left.set(title="shipped prior, 7×7 codes", xlabel="digits", ylabel="seconds", xscale="log", yscale="log")
     right.set(title="untrained prior", xlabel="rows and columns of the grid", yscale="log")
     right.set_xticks(sorted({grid for prior, grid, _ in found if prior == "untrained"}))
-    left.legend()
     for plot in (left, right):
         plot.grid(True)
+    add_legend(figure)
     lines = [[prior, f"{grid}×{grid}", f"{digits:,}", *(short(seconds[sampler]) for sampler in SAMPLERS), short(digits / seconds["cached"]),
               f"{seconds['loop of predict'] / seconds['cached']:.0f}"] for (prior, grid, digits), seconds in sorted(found.items())]
     shown = picture("sampling", figure, "Seconds to draw digits with three samplers: on the left for more and more digits, on the right "
@@ -174,12 +192,24 @@ def limit(rows):
 
 
 def prior(rows):
-    """Seconds of an epoch beside the bits that chapter 5 has found."""
-    names = {"published": "published PixelCNN, bits per image", "ours": "two gated stacks, given the digit, bits per image"}
-    seconds = {row["prior"]: float(row["seconds_per_epoch"]) for row in rows}
-    return table(["prior", "weights", "seconds an epoch", "published / this", "bits a test digit's codes cost"], [
-        [row["prior"], f"{int(row['weights']):,}", short(seconds[row["prior"]]), f"{seconds['published'] / seconds[row['prior']]:.2f}",
-         figure(CHAPTER, names[row["prior"]], FIGURES[CHAPTER.stem][names[row["prior"]]])] for row in rows])
+    """Seconds of an epoch beside the bits that chapter 6's study has found for the same two priors."""
+    seconds, bits = {row["prior"]: float(row["seconds_per_epoch"]) for row in rows}, ablation()
+    names = {"published": "the Keras tutorial's PixelCNN", "ours": "ours, with classes"}
+    return table(["prior", "weights", "seconds an epoch", "the tutorial's / this", "bits a test digit's codes cost"], [
+        [names[row["prior"]], f"{int(row['weights']):,}", short(seconds[row["prior"]]),
+         f"{seconds['published'] / seconds[row['prior']]:.2f}", bits.get(row["prior"], UNKNOWN)] for row in rows])
+
+
+def ablation():
+    """Test bits of the study's first variant, which is the tutorial's network, and of its last, which is ours; means over seeds."""
+    path = STUDIES / "prior_ablation.csv"
+    if not path.exists():
+        return {}
+    found = {}
+    for row in read(path):
+        found.setdefault(row["variant"], []).append(float(row["test_bits"]))
+    (first, *_, last) = found.values()
+    return {"published": f"{mean(first):.1f}", "ours": f"{mean(last):.1f}"}
 
 
 # Of each table: the title of its section, what writes it, and whether the book must have it.

@@ -1,5 +1,6 @@
 """What the site tells those who link to it, a Sphinx extension: descriptions and previews of pages, and a page for lost readers."""
 import os
+import re
 from html import escape
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -47,23 +48,33 @@ def lost(app):
     yield "404", {"title": "Page not found", "body": LOST.format(first=f"{app.config.root_doc}.html")}, "page.html"
 
 
+def number(app, doctree, page):
+    """Say above the title of a chapter which one it is."""
+    if match := re.fullmatch(r"nbs/0(\d)_\w+", page):
+        section = doctree.next_node(nodes.section)
+        section.insert(0, nodes.raw("", f'<div class="book-number">Chapter {match[1]}</div>', format="html"))
+
+
 def offer(app, doctree, page):
-    """Link to the PDF from under the first page's promise, where the builder says that there will be one."""
-    if page == app.config.root_doc and os.environ.get("VQVAE_TUTORIAL_PDF"):
+    """Make a button of the first page's link into the book, and link to the PDF, where the builder says that there will be one."""
+    if page != app.config.root_doc:
+        return
+    paragraph = list(doctree.findall(nodes.paragraph))[1]
+    paragraph.next_node(nodes.reference)["classes"].append("book-start")
+    if os.environ.get("VQVAE_TUTORIAL_PDF"):
         up = "../" * page.count("/")
-        link = f'<p><a class="book-pdf" href="{up}{PDF}">The whole book as a PDF</a></p>'
-        paragraph = doctree.next_node(nodes.paragraph)
-        paragraph.parent.insert(paragraph.parent.index(paragraph) + 1, nodes.raw("", link, format="html"))
+        link = f'<span class="book-pdf"> You can also take <a href="{up}{PDF}">the whole book as a PDF</a>.</span>'
+        paragraph.append(nodes.raw("", link, format="html"))
 
 
 def preview(path, title):
     """Draw the picture that stands beside a link to the book."""
-    card = Image.new("RGB", SIZE, "#14181f")
+    card, font = Image.new("RGB", SIZE, "#14181f"), ImageFont.load_default(84)
     digits = Image.open(HERE / "static" / "digits.png").convert("RGBA")
-    digits = digits.resize((SIZE[0] - 160, round((SIZE[0] - 160) * digits.height / digits.width)), Image.Resampling.LANCZOS)
-    card.paste(digits, (60, 170), digits)
-    draw = ImageDraw.Draw(card)
-    draw.text((80, 48), title, font=ImageFont.load_default(72), fill="white")
+    scale = min((SIZE[0] - 560) / digits.width, (SIZE[1] - 80) / digits.height)
+    digits = digits.resize((round(scale * digits.width), round(scale * digits.height)), Image.Resampling.LANCZOS)
+    card.paste(digits, (SIZE[0] - digits.width - 40, (SIZE[1] - digits.height) // 2), digits)
+    ImageDraw.Draw(card).multiline_text((60, SIZE[1] // 2), title.replace(" ", "\n"), font=font, fill="white", anchor="lm", spacing=16)
     card.save(path, optimize=True)
 
 
@@ -87,6 +98,7 @@ def finish(app, error):
 def setup(app):
     app.connect("html-page-context", complete)
     app.connect("html-collect-pages", lost)
+    app.connect("doctree-resolved", number)
     app.connect("doctree-resolved", offer)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

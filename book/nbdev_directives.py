@@ -17,18 +17,25 @@ TAGS = {
     "code-fold: true": "hide-input",
     "eval: false": "skip-execution",
 }
+HEADING = re.compile(r"^## (.+?) *$", re.M)
+ANSWER = {"code_prompt_show": "Show the answer", "code_prompt_hide": "Hide the answer"}
 WIDGETS = "application/vnd.jupyter.widget-state+json"
 
 
 def read(text):
     """A notebook as the book shows it: directives become cell tags and the alternative text of pictures."""
-    notebook = nbformat.reads(text, as_version=4)
+    notebook, section = nbformat.reads(text, as_version=4), ""
     for cell in notebook.cells:
         if cell.cell_type != "code":
+            section = [section, *HEADING.findall(cell.source)][-1]
             continue
         directives, cell.source = split_directives(cell.source)
         tags = cell.metadata.setdefault("tags", [])
-        tags += [tag for directive in directives for name, tag in TAGS.items() if re.match(rf"{name}\b", directive)]
+        if is_answer(directives, section):
+            tags.append("hide-cell")
+            cell.metadata.setdefault("mystnb", {}).update(ANSWER)
+        else:
+            tags += [tag for directive in directives for name, tag in TAGS.items() if re.match(rf"{name}\b", directive)]
         for directive in directives:
             if directive.startswith("fig-alt:"):
                 cell.metadata.setdefault("mystnb", {})["image"] = {"alt": alternative(directive)}
@@ -37,6 +44,11 @@ def read(text):
         if "description" not in model["state"]:
             model["state"].pop("tooltip", None)  # the widgets' script fails on a tooltip where there is no description
     return notebook
+
+
+def is_answer(directives, section):
+    """Whether a cell answers an exercise: code and output are then folded together, until the reader asks for them."""
+    return "solution" in directives or section == "Exercises" and "code-fold: true" in directives
 
 
 def alternative(directive):

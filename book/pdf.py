@@ -26,11 +26,19 @@ def chromium():
     return next(filter(None, map(shutil.which, [named] if named else CHROMIUMS)), None)
 
 
+def opening(state, name):
+    """Which of a widget's pictures it shows at first."""
+    model = state[name]["state"]
+    inside = [opening(state, child.removeprefix("IPY_MODEL_")) for child in model.get("children", [])]
+    return model.get("selected_index") or max(inside, default=0)
+
+
 def still(page, article):
-    """Put the first picture of each widget in the widget's place."""
-    state = page.find("script", type=WIDGETS)
+    """Put the picture that each widget shows at first in the widget's place."""
+    states = page.find("script", type=WIDGETS)
     for view in article.find_all("script", type=VIEW):
-        picture = next(pictures(json.loads(state.string)["state"], json.loads(view.string)["model_id"]))
+        state, box = json.loads(states.string)["state"], json.loads(view.string)["model_id"]
+        picture = list(pictures(state, box))[opening(state, box)]
         source = f"data:image/{picture['state']['format']};base64,{picture['buffers'][0]['data']}"
         view.replace_with(page.new_tag("img", src=source, alt=picture["state"].get("tooltip") or "", width="720"))
 
@@ -84,7 +92,7 @@ def whole():
 
 
 def print_book():
-    """Print the book where there is a Chromium; tells whether there was."""
+    """Print the book where there is a Chromium; whether there was one."""
     path = chromium()
     if path is None:
         return False

@@ -10,7 +10,7 @@ from project import ROOT, cells, chapter_link, chapters, split_directives
 from sphinx.util.inspect import signature as get_signature
 from sphinx.util.inspect import stringify_signature
 
-from vqvae_tutorial import _HOME
+import vqvae_tutorial
 
 PACKAGE = "vqvae_tutorial"
 FIELD = type(namedtuple("Pair", "field").field)
@@ -61,7 +61,8 @@ def note(found, module, name, node, role):
 
 def home():
     """The names that stand at the top of the package, and where they come from."""
-    return {name: f"{module}.{name}" for name, module in _HOME.items()}
+    offered = {name: getattr(vqvae_tutorial, name) for name in vqvae_tutorial.__all__}
+    return {name: f"{item.__module__.rpartition('.')[2]}.{name}" for name, item in offered.items() if callable(item)}
 
 
 # The pages

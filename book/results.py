@@ -27,55 +27,54 @@ FIGURES = {
         "test MSE of the 128 strokes": r"^ 128 +\d+ +\S+ +\S+ +\d+ +(\S+)$",
     },
     "02_quantizer_layer": {
-        "spiral of 64 clusters, gradient rule: codes in use": r"^gradient rule +(\d+) +\S+ +\S+$",
-        "spiral, EMA with revival and k-means start: codes in use": r"^EMA \+ revival \+ k-means +(\d+) +\S+ +\S+$",
-        "the same, perplexity": r"^EMA \+ revival \+ k-means +\d+ +(\S+) +\S+$",
-        "nearest codes changed by 16-bit distances, of 10,000": r"bfloat16 distances (\d+)$",
+        "spiral of 64 clusters, gradient rule: codes in use": r"^spiral +codes used.*\n(?:.*\n)*?gradient +(\S+) ",
+        "spiral, EMA with revival and k-means start: codes in use": r"^spiral +codes used.*\n(?:.*\n)*?EMA, k-means, revival +(\S+) ",
+        "the same, perplexity": r"^spiral +codes used.*\n(?:.*\n)*?EMA, k-means, revival +\S+ +(\S+) ",
     },
     "03_training": {
         "test MSE": r"^test MSE (\S+), PSNR",
         "PSNR, dB": r"^test MSE \S+, PSNR (\S+) dB$",
         "codes in use": r"^codes in use (\d+ of \d+), perplexity \S+$",
         "perplexity": r"^codes in use \d+ of \d+, perplexity (\S+)$",
-        "rate, at most, bits a digit": r"^rate: at most (\d+) bits a digit",
-        "rate by the codes' entropy, bits a digit": r"(\d+) by the codes' entropy",
-        "the small model after three epochs, test MSE": r"^the small model +(\S+) +\d+ of",
-        "with the EMA codebook, test MSE": r"^\+ EMA codebook +(\S+) +\d+ of",
+        "rate, at most, bits per digit": r"^bits per digit: \d+ raw, (\d+) to name 49 codes",
+        "rate by the codes' entropy, bits per digit": r"^bits per digit: .* (\d+) by their entropy$",
     },
     "04_codebook": {
         "codes in use on 10,000 test digits": r"^ +10,000 +(\d+ of \d+) +\S+$",
-        "perplexity of a healthy training": r"^healthy +.* (\S+) +\d+%$",
-        "perplexity of a collapsed training": r"^collapsed +.* (\S+) +\d+%$",
         "share of a code's effect in its own cell": r"^share of the change, by distance in cells: 0: ([\d.]+%)",
         "rank correlation of distance and effect of codes": r"^effect +rank correlation with the distance of embeddings (\S+)$",
     },
-    "05_pixelcnn": {
-        "every code alike, bits per image": r"^every code alike +(\S+) bits",
-        "codes by frequency (zero order), bits per image": r"^codes by frequency +(\S+) bits",
-        "codes by frequency at each position, bits per image": r"^codes by frequency at each position +(\S+) bits",
-        "published PixelCNN, bits per image": r"^published PixelCNN +(\S+) bits",
-        "two gated stacks, bits per image": r"^two gated stacks +(\S+) bits",
-        "two gated stacks, given the digit, bits per image": r"^two gated stacks, given the digit +(\S+) bits",
-        "fewer bits than the published configuration": r"^fewer bits than the published configuration, on the same codes: (\S+)$",
-        "pairs that one stack sees, of 1176": r"^published configuration: (\d+) of 1176",
-        "pairs that two stacks see, of 1176": r"^two stacks: (\d+) of 1176",
-        "fast sampler's codes equal to the naive loop's": r"^codes equal to the naive loop's: (\S+) of",
-        "at least 30 times as fast as the naive loop": r"at least 30 times as fast as the naive loop: (\w+)$",
-        "Fréchet distance of real digits to real digits": r"^real test digits +Fréchet distance +(\S+) ",
-        "Fréchet distance of samples": r"^drawn by the prior +Fréchet distance +(\S+) ",
-        "Fréchet distance of samples at temperature 0.9": r"^drawn at temperature 0.9 +Fréchet distance +(\S+) ",
-        "samples read as the digit asked for": r"^drawn by the prior .* (\S+) read as asked$",
-        "the same at temperature 0.9": r"^drawn at temperature 0.9 .* (\S+) read as asked$",
+    "05_priors": {
+        "codes by frequency at each place, bits per digit": r"^(\S+) bits per test digit, each code by how often its place has it$",
     },
-    "06_choosing_k_and_d": {
-        "bits a digit at MSE 0.0042, small prior": r"^at MSE 0\.00420 our curve needs (\S+) bits",
-        "bits a digit at the error of the Keras example, small prior": r"^at MSE (?!0\.00420)\S+ our curve needs (\S+) bits",
-        "bits a digit of the Keras example, small prior": r"^at MSE .* the example (\S+)$",
+    "06_pixelcnn": {
+        "every code alike, bits per digit": r"^every code alike +(\S+) bits",
+        "codes by place, given the digit, bits per digit": r"^by place, given the digit +(\S+) bits",
+        "PixelCNN, bits per digit": r"^PixelCNN +(\S+) bits",
+        "PixelCNN, given the digit, bits per digit": r"^PixelCNN, given the digit +(\S+) bits",
+        "pairs that one stack sees, of 1176": r"^one stack: (\d+) of 1176 pairs",
+        "pairs that two stacks see, of 1176": r"^two stacks: (\d+) of 1176 pairs",
+        "Fréchet distance of real digits to real digits": r"^real test digits +Fréchet distance +(\d\S*)",
+        "Fréchet distance of samples": r"^drawn by the prior +Fréchet distance +(\d\S*)",
+        "Fréchet distance of samples at temperature 0.9": r"^drawn at temperature 0.9 +Fréchet distance +(\d\S*)",
+        "samples read as the digit asked for": r"^drawn by the prior +Fréchet .* (\S+) read right$",
+        "the same at temperature 0.9": r"^drawn at temperature 0.9 +Fréchet .* (\S+) read right$",
+    },
+    "07_choosing_k_and_d": {
+        "bits per digit at MSE 0.0042, small prior": r"^at MSE 0\.00420 our curve needs (\S+) bits",
+        "bits per digit at the error of the Keras example, small prior": r"^at MSE (?!0\.00420)\S+ our curve needs (\S+) bits",
+        "bits per digit of the Keras example, small prior": r"^at MSE .* the example (\S+)$",
+        "error left at the example's bits, of the example's": r"^at the example's \S+ bits our curve leaves (\S+) of its error$",
         "K = 32 without a charge for bits": r"^K = 32 uncharged (\S+) bits",
         "the same with revival": r"^K = 32 revived +(\S+) bits",
-        "D = 64, K = 128, test MSE after 16 epochs of 8,000 digits": r"^D = 64: MSE \S+ after 4 epochs, (\S+) after 16$",
+        "K = 128 trained there without a charge, bits by place": r"^λ = 0\.0: test MSE .* bits (\d+)$",
+        "the same with λ = 0.1": r"^λ = 0\.1: test MSE .* bits (\d+)$",
+        "test MSE without a charge": r"^λ = 0\.0: test MSE (\S+),",
+        "test MSE with λ = 0.1": r"^λ = 0\.1: test MSE (\S+),",
+        "strokes, K = 128, bits by place": r"^strokes, K = 128: +(\d+) bits by place",
+        "D = 64, K = 128, test MSE after 16 epochs of 8,000 digits": r"^D = 64, K = 128: MSE .* (\S+) after 16 epochs",
     },
-    "07_posterior_collapse": {
+    "08_posterior_collapse": {
         "decoder alone, total bits a picture": r"^decoder alone +[\d.]+ +[\d.]+ +([\d.]+) ",
         "Gaussian, rate in bits": r"^Gaussian +([\d.]+) +[\d.]+ +\S+ ",
         "Gaussian, total": r"^Gaussian +[\d.]+ +[\d.]+ +([\d.]+) ",
@@ -108,7 +107,7 @@ def figure(path, what, pattern):
     found = sorted(set(re.findall(pattern, printed(path), re.M)))
     if len(found) != 1:
         raise ValueError(f"{path.name} should print one value for {what!r} ({pattern}); found {found or 'none'}. "
-                         "Mend the pattern in book/results.py.")
+                         "Correct the pattern in book/results.py.")
     return found[0]
 
 
@@ -146,7 +145,10 @@ def study():
     columns = {"model": "model", "prior": "prior", "K": "K", "mse": "test MSE", "usage": "codes in use", "prior_bits": "bits by the prior",
                "zero_order_bits": "bits, zero order", "frechet": "Fréchet distance", "frechet_drawn": "Fréchet distance, reconstructions"}
     text += "Error, bits per image and samples, from `rate_distortion.csv`:\n\n"
-    return text + table(columns.values(), [[row[name] for name in columns] for row in read("rate_distortion.csv")])
+    text += table(columns.values(), [[row[name] for name in columns] for row in read("rate_distortion.csv")])
+    rows = read("recipes.csv")
+    text += "Pairs as the one that ships (seed 0), by `python tools/train.py mnist --seed N`, from `recipes.csv`:\n\n"
+    return text + table(rows[0], [row.values() for row in rows])
 
 
 def page():

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / ".venv" / "backends"
 NEEDS = {"tensorflow": [], "jax": ["jax"], "torch": ["torch", "vector-quantize-pytorch"]}
-TOOLS = {"test_project.py", "test_results.py", "test_site.py", "test_wheel.py"}  # of the book and the package: no backend's matter
+TOOLS = {f"test_{name}.py" for name in ("project", "results", "site", "style", "community", "wheel")}  # no backend's matter
 TENSORFLOWS = "tensorflow"  # the directive of a chapter's cells that show TensorFlow itself, such as its GradientTape
 
 
@@ -64,7 +64,7 @@ def main():
     chosen = options.only.split(",")
     if unknown := set(chosen) - set(NEEDS):
         parser.error(f"no such backend: {', '.join(unknown)}; there is {', '.join(NEEDS)}")
-    library = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if path.name not in TOOLS]
+    library = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if path.name not in TOOLS]
     needs = [options.torch if need == "torch" else need for backend in chosen for need in NEEDS[backend]]
     python = environment(needs)
     return 0 if all([run(python, backend, arguments or library, options.chapters) for backend in chosen]) else 1

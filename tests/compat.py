@@ -116,8 +116,9 @@ def run_chapter(path, python, folder):
 
 
 def run_tests(python, folder):
-    """Run the tests of the package's modules against the installed package."""
+    """Run the tests of the package's modules, and its contract, against the installed package."""
     files = [ROOT / "tests" / f"test_{path.stem}.py" for path in (ROOT / SETTINGS["lib_path"]).glob("[!_]*.py")]
+    files += [ROOT / "tests" / "contract" / f"test_{name}.py" for name in ("quantizers", "vqvae", "priors")]
     report = Path(folder) / "tests.xml"
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
                f"--junitxml={report}", *sorted(path for path in files if path.exists())]

@@ -18,10 +18,9 @@ from hypothesis.extra import numpy as some
 from keras import ops
 from project import ROOT
 
+from vqvae_tutorial import PixelCNN, VectorQuantizer, VectorQuantizerEMA
+from vqvae_tutorial.callbacks import Backup, StopAtNaN, read_history, resumable
 from vqvae_tutorial.data import SAMPLE, load_mnist
-from vqvae_tutorial.layers import VectorQuantizer
-from vqvae_tutorial.model import resumable
-from vqvae_tutorial.pixelcnn import PixelCNN
 from vqvae_tutorial.quantization import code_frequencies, distortion, entropy, kmeans, look_up, nearest_code, perplexity, usage
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -89,17 +88,19 @@ def interrupted(images, tmp_path_factory):
 
     model = make_model()
     states.append(state(model))
-    model.fit(images, batch_size=32, epochs=3, shuffle=False, verbose=0, callbacks=[Watch(), *resumable(folder)])
+    arguments = resumable(folder)
+    arguments["callbacks"].insert(0, Watch())  # which is told of an epoch's end before the backup is
+    model.fit(images, batch_size=32, epochs=3, shuffle=False, verbose=0, **arguments)
     return folder, moments, states
 
 
 def restored(folder):
     """A new model as the backup in a folder makes it, and the epoch that it says comes next."""
-    model = make_model()
-    _, backup = resumable(folder)
+    model, arguments = make_model(), resumable(folder)
+    [backup] = [each for each in arguments["callbacks"] if isinstance(each, Backup)]
     backup.set_model(model)
     backup.on_train_begin()
-    return state(model), model._initial_epoch
+    return state(model), arguments["initial_epoch"]
 
 
 def test_a_backup_restores_the_epoch_it_was_made_at(interrupted):
@@ -137,7 +138,7 @@ def test_a_prior_with_dropout_goes_on_bit_for_bit(tmp_path):
             keras.utils.set_random_seed(0)
             prior = PixelCNN(5, (3, 4), filters=4, num_layers=2, dropout=0.3, seed=1)
             prior.compile("adam")
-            prior.fit(codes, batch_size=20, epochs=epochs, shuffle=False, verbose=0, callbacks=resumable(folder))
+            prior.fit(codes, batch_size=20, epochs=epochs, shuffle=False, verbose=0, **resumable(folder))
         return prior.get_weights()
 
     for one, other in zip(end(tmp_path / "alone", 4), end(tmp_path / "resumed", 2, 4)):
@@ -161,7 +162,7 @@ def test_a_full_disk_is_an_error_and_loses_nothing(interrupted, images, tmp_path
     shutil.copytree(folder, tmp_path / "run")
     size = max(path.stat().st_size for path in folder.rglob("*"))
     with full_disk(size // 2), pytest.raises(OSError, match="(?i)too large|no space|unable to|can't write"):
-        make_model().fit(images, batch_size=32, epochs=4, shuffle=False, verbose=0, callbacks=resumable(tmp_path / "run"))
+        make_model().fit(images, batch_size=32, epochs=4, shuffle=False, verbose=0, **resumable(tmp_path / "run"))
     shutil.copytree(tmp_path / "run", tmp_path / "later")  # HDF5 keeps the failed file open in this process; a new one would not
     now, epoch = restored(tmp_path / "later")
     assert epoch == 3 and differences(now, states[3]) == []
@@ -183,43 +184,104 @@ def test_a_disk_that_is_full_at_the_first_backup_is_an_error(tmp_path):
     assert ran.returncode == 1 and "OSError" in ran.stderr.splitlines()[-1], ran.stderr[-500:]
 
 
+@pytest.mark.parametrize("options", [{"metrics": ["mae"]}, {"optimizer": "rmsprop", "weighted_metrics": ["mse"]}], ids=str)
+def test_what_was_compiled_with_metrics_resumes(images, tmp_path, options):
+    """Whose variables are made only when they are first fed."""
+    def end(folder, *stops):
+        for epochs in stops:
+            model = make_model()
+            model.compile(**({"optimizer": "adam"} | options))
+            model.fit(images, batch_size=32, epochs=epochs, shuffle=False, verbose=0, **resumable(folder))
+        return state(model), read_history(folder)
+
+    (alone, history), (resumed, again) = end(tmp_path / "alone", 3), end(tmp_path / "resumed", 1, 3)
+    assert differences(alone, resumed) == []
+    for name, column in history.items():
+        np.testing.assert_array_equal(column, again[name], err_msg=name)
+
+
+def test_a_process_killed_while_it_writes_its_very_first_backup_starts_anew(images, tmp_path):
+    """What was half written does not pass for a backup, and none that is whole is missing."""
+    folder = tmp_path / "run"
+    wrote, real = [], os.replace
+
+    def die(source, target):
+        if str(target).startswith(str(folder)):
+            wrote.append(source)
+            raise KeyboardInterrupt
+        return real(source, target)
+
+    os.replace = die
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            make_model().fit(images, batch_size=32, epochs=2, shuffle=False, verbose=0, **resumable(folder))
+    finally:
+        os.replace = real
+    assert wrote and list((folder / "backup").iterdir()) == [Path(wrote[0])]
+    Path(wrote[0]).write_bytes(Path(wrote[0]).read_bytes()[:1000])  # a kill tears it as well
+    arguments = resumable(folder)
+    assert arguments["initial_epoch"] == 0
+    model, alone = make_model(), make_model()
+    model.fit(images, batch_size=32, epochs=2, shuffle=False, verbose=0, **arguments)
+    alone.fit(images, batch_size=32, epochs=2, shuffle=False, verbose=0)
+    assert differences(state(model), state(alone)) == []
+
+
+def test_only_the_two_newest_backups_are_kept_and_one_of_another_model_is_refused(interrupted, images):
+    folder, _, _ = interrupted
+    assert sorted(path.name for path in (folder / "backup").iterdir()) == ["000002.npz", "000003.npz"]
+    other = PixelCNN(5, (3, 4), filters=4, num_layers=2)
+    other.compile("adam")
+    with pytest.raises(ValueError, match="must be one of this model. Received: .*000003.npz"):
+        other.fit(np.zeros((4, 3, 4), "int32"), epochs=4, verbose=0, **resumable(folder))
+
+
+def test_where_no_backup_can_be_read_it_says_so(interrupted, tmp_path):
+    shutil.copytree(interrupted[0], tmp_path / "run")
+    for path in (tmp_path / "run" / "backup").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(OSError, match="No backup in .* can be read. Delete the folder"), pytest.warns(UserWarning, match="cannot be read"):
+        resumable(tmp_path / "run")
+
+
 # Numbers that are none
 
 
-def spoilt(images, number=np.nan):
+def spoiled(images, number=np.nan):
     images = images.copy()
     images[3, 5, 5] = number
     return images
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
-def test_adapt_refuses_images_with_numbers_that_are_none(images, number):
-    with pytest.raises(ValueError, match="not finite"), np.errstate(invalid="ignore"):
-        make_model().fit(spoilt(images, number), verbose=0)
+def test_adapt_and_encode_name_the_picture_that_holds_numbers_that_are_none(model, images, number):
+    before = state_of(model)
+    for use in (model.adapt, model.encode):
+        with pytest.raises(ValueError, match=r"`x` must be finite. Received: 1 of 784 .* `x\[3\]`"), np.errstate(invalid="ignore"):
+            use(spoiled(images, number))
+    assert all(np.array_equal(old, new) for old, new in zip(before, state_of(model), strict=True))
 
 
-def test_fit_names_the_picture_that_holds_nan_and_trains_nothing(images):
-    model = make_model()
-    model.fit(images, verbose=0)
-    before = model.get_weights()
-    with pytest.raises(ValueError, match="Image 3 of 64 .* not finite"):
-        model.fit(spoilt(images), verbose=0)
-    assert all(np.array_equal(old, new) for old, new in zip(before, model.get_weights(), strict=True))
+def state_of(model):
+    return [np.array(weight) for weight in model.get_weights()]
 
 
 def test_fit_stops_where_a_stream_holds_nan_and_the_codebook_stays(images):
     model = make_model()
     model.adapt(images)
-    batches = ((batch, batch) for batch in (images[:32], spoilt(images[32:]), images[:32]))
-    with pytest.raises(ValueError, match="loss is nan after batch 2"):
-        model.fit(batches, verbose=0)
+    batches = ((batch, batch) for batch in (images[:32], spoiled(images[32:]), images[:32]))
+    with pytest.raises(ValueError, match="loss must be a number. Received: nan after batch 2"):
+        model.fit(batches, verbose=0, callbacks=StopAtNaN())
     assert np.isfinite(values(model.quantizer.codebook)).all() and np.isfinite(values(model.quantizer.ema_sum)).all()
 
 
+RULES = {"ema": VectorQuantizerEMA, "gradient": VectorQuantizer}
+
+
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-@pytest.mark.parametrize("update", ["ema", "gradient"])
-def test_one_bad_vector_never_reaches_the_codebook(update, number):
-    quantizer = VectorQuantizer(5, 3, update=update, seed=0)
+@pytest.mark.parametrize("rule", RULES)
+def test_one_bad_vector_never_reaches_the_codebook(rule, number):
+    quantizer = RULES[rule](5, seed=0)
     inputs = keras.Input((3,))
     model = keras.Model(inputs, quantizer(inputs))
     model.compile("sgd")
@@ -233,20 +295,20 @@ def test_one_bad_vector_never_reaches_the_codebook(update, number):
 # Batches at the edge
 
 
-@pytest.mark.parametrize("update", ["ema", "gradient"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("training", [False, True])
-def test_an_empty_batch_is_refused_and_moves_nothing(update, training):
-    quantizer = VectorQuantizer(5, 3, update=update, seed=0)
+def test_an_empty_batch_is_refused_and_moves_nothing(rule, training):
+    quantizer = RULES[rule](5, seed=0)
     quantizer.build((None, 3))
     before = [values(variable) for variable in quantizer.variables]
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="`codes` must be at least one code. Received: "):
         quantizer(np.zeros((0, 3), "float32"), training=training)
     assert all(np.array_equal(old, values(new)) for old, new in zip(before, quantizer.variables))
 
 
-def test_fit_on_no_image_says_so(images):
-    with pytest.raises(ValueError, match="empty"):
-        make_model().fit(images[:0], verbose=0)
+def test_adapt_on_no_image_says_so(images):
+    with pytest.raises(ValueError, match="at least one example. Received: none"):
+        make_model().adapt(images[:0])
 
 
 @pytest.mark.filterwarnings("ignore:.*distinct vectors")
@@ -255,6 +317,7 @@ def test_poor_data_trains_without_harm(images, kind):
     data = {"one image": images[:1], "a last batch of one": images[:33], "constant": np.full_like(images, 0.5),
             "duplicates": np.repeat(images[:2], 32, axis=0)}[kind]
     model = make_model()
+    model.adapt(data)
     history = model.fit(data, batch_size=32, epochs=3, verbose=0).history
     assert all(np.isfinite(column).all() for column in history.values()) and history["mse"][-1] <= 1.2 * history["mse"][0]
     assert all(np.isfinite(weight).all() for weight in model.get_weights())
@@ -263,17 +326,21 @@ def test_poor_data_trains_without_harm(images, kind):
 
 def test_a_last_partial_batch_counts_as_one_batch():
     """In the running means a batch is a batch, whatever its size: shares are averaged, not vectors."""
-    random, quantizer = np.random.default_rng(0), VectorQuantizer(4, 2, decay=0.5, revival_threshold=0, seed=0)
+    random, quantizer = np.random.default_rng(0), VectorQuantizerEMA(4, decay=0.5, revival_threshold=0, seed=0)
     inputs = keras.Input((2,))
     model = keras.Model(inputs, quantizer(inputs))
     model.compile("sgd")
     vectors = random.normal(size=(37, 2)).astype("float32")
     quantizer.adapt(vectors)
-    codebook, frequency, total = values(quantizer.codebook), np.zeros(4), np.zeros((4, 2))
+    codebook = values(quantizer.codebook)
+    frequency, total, steps = np.ones(4), codebook.copy(), 2  # the start counts as 1 / (1 − γ) steps
     model.fit(vectors, batch_size=32, shuffle=False, verbose=0)
     for batch in (vectors[:32], vectors[32:]):
         chosen = np.eye(4)[np.argmin(np.sum((batch[:, None] - codebook) ** 2, axis=-1), axis=-1)]
-        frequency, total = (frequency + 4 * chosen.mean(axis=0)) / 2, (total + 4 * chosen.T @ batch / len(batch)) / 2
+        steps += 1
+        weight = 0.5 / (1 - 0.5**steps)
+        frequency = (1 - weight) * frequency + weight * 4 * chosen.mean(axis=0)
+        total = (1 - weight) * total + weight * 4 * chosen.T @ batch / len(batch)
         codebook = np.where(frequency[:, None] > 0, total / np.maximum(frequency, 1e-12)[:, None], codebook)
     np.testing.assert_allclose(values(quantizer.codebook), codebook, rtol=1e-4, atol=1e-5)
 
@@ -329,8 +396,7 @@ def test_frequencies_are_shares_and_perplexity_lies_between_one_and_usage(codes,
 def test_no_finite_batch_breaks_the_layer(both, decay, revival):
     """Numbers up to 2^66, whose squares overflow float32: the codebook stays finite, and the output is what the codes stand for."""
     vectors, codebook = both
-    quantizer = VectorQuantizer(*codebook.shape, decay=decay, revival_threshold=revival, seed=0,
-                                embeddings_initializer=lambda shape, dtype: codebook)
+    quantizer = VectorQuantizerEMA(len(codebook), decay=decay, revival_threshold=revival, seed=0, embeddings_initializer=codebook)
     quantizer.build(vectors.shape)
     for _ in range(2):
         before = values(quantizer.codebook)
@@ -345,7 +411,9 @@ def test_no_finite_batch_breaks_the_layer(both, decay, revival):
 def test_priors_charge_bits_and_keep_what_they_are_given(prior, codes, kept, temperature):
     bits = prior.bits(codes)
     assert bits.shape == codes.shape[:1] and np.isfinite(bits).all() and (bits > 0).all()
-    drawn = prior.sample(len(codes), temperature=temperature, start=codes[:, :kept], seed=0)
+    start = codes.copy()
+    start[:, kept:] = -1
+    drawn = prior.sample(len(codes), temperature=temperature, start=start, seed=0)
     assert drawn.shape == codes.shape and drawn.min() >= 0 and drawn.max() < 16
     np.testing.assert_array_equal(drawn[:, :kept], codes[:, :kept])
 

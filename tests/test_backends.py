@@ -13,21 +13,21 @@ BACKENDS = ["tensorflow", "jax", "torch"]
 SAVE = """
 import sys
 import keras, numpy as np
+from vqvae_tutorial import VQVAE, PixelCNN, VectorQuantizerEMA, build_networks, load_pretrained
 from vqvae_tutorial.data import SAMPLE, load_mnist
-from vqvae_tutorial.model import VQVAE, build_decoder, build_encoder
-from vqvae_tutorial.pixelcnn import PixelCNN, load_pretrained
 
 folder, backend = sys.argv[1:]
 assert keras.backend.backend() == backend
 digits = load_mnist(SAMPLE).test
-parts = {"encoder": build_encoder(4, filters=8, residual_blocks=1), "decoder": build_decoder(4, filters=8, residual_blocks=1)}
-model = VQVAE(4, 16, **parts, seed=0)
+networks = build_networks((28, 28, 1), embedding_dim=4, filters=8, residual_blocks=1)
+model = VQVAE(*networks, VectorQuantizerEMA(16, seed=0), value_range=(0, 1))
+model.adapt(digits.images[:256])
 model.compile("adam")
 model.fit(digits.images[:256], batch_size=64, epochs=2, verbose=0)
 codes = model.encode(digits.images[:50])
 prior = PixelCNN(16, (7, 7), 10, filters=8, num_layers=3, seed=0)
 prior.compile("adam")
-prior.fit(codes, digits.labels[:50], epochs=2, verbose=0)
+prior.fit({"codes": codes, "label": digits.labels[:50]}, epochs=2, verbose=0)
 model.save(f"{folder}/{backend}.vqvae.keras")
 prior.save(f"{folder}/{backend}.prior.keras")
 shipped, shipped_prior = load_pretrained()
@@ -38,8 +38,8 @@ np.savez(f"{folder}/{backend}.npz", codes=codes, images=model.decode(codes), bit
 LOAD = """
 import sys
 import keras, numpy as np
+from vqvae_tutorial import load_pretrained
 from vqvae_tutorial.data import SAMPLE, load_mnist
-from vqvae_tutorial.pixelcnn import load_pretrained
 
 folder, backend, *writers = sys.argv[1:]
 assert keras.backend.backend() == backend

@@ -176,8 +176,39 @@ def test_a_section_appears_with_its_table(page):
         {"model": model, "seed": seed, "batches": 469 * epoch, "seconds": 10.0 * epoch + seed, "mse": mse}
         for model in ends for seed in (0, 2) for epoch, mse in enumerate(ends[model], start=1)], ("model", "seed", "batches"))
     text = page.page(SOURCE)
-    assert "| chapter 3 | 2 | 21 |  | 2 | 0.00400 | 0.00400 to 0.00400 |" in text and "| the example | 2 | not reached |" in text
+    assert "| a larger model | 2 | 21 |  | 2 | 0.00400 | 0.00400 to 0.00400 | not measured yet |" in text
+    assert "| the example | 2 | not reached |" in text
     assert {path.stem for path in page.PICTURES.iterdir()} == {"time_to_quality", "quantizer", "sampling", "limit"}
+
+
+def test_an_error_stands_beside_its_rate(page):
+    """The errors of the page about time to quality have their bits, and these are the study's for the same trainings."""
+    text = page.page(SOURCE)
+    study = {row["model"]: row for row in measure.read(ROOT / "vqvae_tutorial" / "results" / "rate_distortion.csv")}
+    for label, model in {"the example": "example", "a larger model": "even use"}.items():
+        [line] = [line for line in text.splitlines() if line.startswith(f"| {label} | 3 |")]
+        assert line.endswith(f"| {float(study[model]['position_bits']):.0f} (of 1 seed) |")
+    rows = measure.read(page.RESULTS / "time_to_quality.csv")
+    assert all(row["mse"] == study["example"]["mse"] for row in rows if row["model"] == "example" and row["place_bits"])
+
+
+def test_layers_are_compared_within_a_framework(page):
+    """As long as ours was not measured on PyTorch the page says so; then it compares the two on PyTorch, and nothing across."""
+    path = page.RESULTS / "quantizer.csv"
+    rows = [row for row in measure.read(path) if row["layer"] != "ours, PyTorch"]
+    path.unlink()
+    measure.write(path, rows, SCRIPTS["quantizer"])
+    assert "Ours on PyTorch is not measured yet" in (text := page.page(SOURCE)) and "one-hot / ours" in text
+    measure.write(path, [row | {"layer": "ours, PyTorch", "step_seconds": 1e-9} for row in rows if row["layer"] == OURS],
+                  SCRIPTS["quantizer"])
+    text = page.page(SOURCE)
+    assert "not measured yet, so that" not in text and "vector-quantize-pytorch / ours" in text
+    assert "In training, ours on PyTorch is faster than vector-quantize-pytorch in 15 of 15 cells.\n" in text
+    assert "ours on JAX is faster than vector-quantize-pytorch" not in text
+    text = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in text if not line.startswith('6272,128,16,"ours, PyTorch"')))
+    with pytest.raises(ValueError, match="lacks ours, PyTorch"):
+        page.page(SOURCE)
 
 
 @pytest.mark.parametrize("name, lost", [("limit", "PixelCNN, products alone"), ("quantizer", '"ours, JAX"'), ("sampling", "cached")])

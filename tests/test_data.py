@@ -175,14 +175,14 @@ def lying_header():
 x, y = arrays()["x_train"], arrays()["y_train"]
 BAD = {
     "no bytes": (b"", "is empty"),
-    "text": (b"<html>log in first</html>", "no complete .npz archive"),
-    "half": (packed()[: len(packed()) // 2], "no complete .npz archive"),
-    "a single array": (saved(x), "no complete .npz archive"),
+    "text": (b"<html>log in first</html>", "not a complete .npz archive"),
+    "half": (packed()[: len(packed()) // 2], "not a complete .npz archive"),
+    "a single array": (saved(x), "not a complete .npz archive"),
     "other keys": (packed(x_train=None), "x_train"),
     "no labels": (packed(y_test=None), "y_test"),
     "pickled images": (packed(x_train=np.array([{"a": 1}] * 40, dtype=object)), "allow_pickle=False"),
     "pickled labels": (packed(y_test=np.array([None] * 20, dtype=object)), "allow_pickle=False"),
-    "raw member": (with_member("x_train.npy", b"not an array"), "no array"),
+    "raw member": (with_member("x_train.npy", b"not an array"), "not an array"),
     "member cut short": (with_member("x_train.npy", saved(x)[:-100]), "cannot be read"),
     "lying header": (with_member("x_train.npy", lying_header()), "cannot be read"),
     "float images": (packed(x_train=x / 255), "type float64, not uint8"),
@@ -193,9 +193,9 @@ BAD = {
     "channel axis": (packed(x_train=x[..., None]), "(40, 28, 28, 1)"),
     "one image": (packed(x_train=x[0], y_train=y[:28]), "(28, 28)"),
     "a number": (packed(x_train=np.uint8(3)), "()"),
-    "float labels": (packed(y_train=y.astype("float32")), "no integers"),
-    "bool labels": (packed(y_train=y > 3), "no integers"),
-    "text labels": (packed(y_train=y.astype("U")), "no integers"),
+    "float labels": (packed(y_train=y.astype("float32")), "not integers"),
+    "bool labels": (packed(y_train=y > 3), "not integers"),
+    "text labels": (packed(y_train=y.astype("U")), "not integers"),
     "one-hot labels": (packed(y_train=np.eye(10, dtype="uint8")[y]), "(40, 10)"),
     "label 10": (packed(y_train=y + np.uint8(1)), "from 1 to 10"),
     "label -1": (packed(y_train=y.astype("int8") - np.int8(1)), "from -1 to 8"),
@@ -240,12 +240,12 @@ def test_missing_file_and_folder_do_not_fall_back(tmp_path, monkeypatch, where):
 
     with pytest.raises(FileNotFoundError, match="nowhere.npz"):
         load(tmp_path / "nowhere.npz")
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         load(tmp_path)
 
 
 def test_empty_path_is_not_taken_for_no_path():
-    with pytest.raises(ValueError, match="is no file"):
+    with pytest.raises(ValueError, match="is not a file"):
         load_mnist("")
 
 
@@ -276,6 +276,12 @@ def test_cut_files_never_pass_unnoticed(tmp_path):
 
 
 # Order of the sources
+
+
+def test_a_warning_points_at_the_line_that_asked_for_digits(cache, no_network):
+    with pytest.warns(UserWarning, match="Using a sample") as caught:
+        load_mnist()
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_path_comes_before_environment_before_cache(cache, tmp_path, monkeypatch, no_network):

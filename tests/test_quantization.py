@@ -141,12 +141,12 @@ def test_an_empty_batch_has_no_codes():
 @pytest.mark.parametrize(
     "vectors, codebook, problem",
     [
-        (np.zeros((5, 3)), np.zeros((4, 2)), r"\(5, 3\).*\(4, 2\).*\(\.\.\., 2\)"),
-        (np.float32(1), np.zeros((4, 2)), r"vectors have shape \(\)"),
-        (np.zeros((5, 2)), np.zeros(2), r"codebook has shape \(2,\); expected \(K, D\)"),
-        (np.zeros((5, 2)), np.zeros((0, 2)), r"codebook has shape \(0, 2\)"),
-        (np.zeros((5, 0)), np.zeros((4, 0)), r"codebook has shape \(4, 0\)"),
-        (np.zeros((5, 2)), np.zeros((1, 4, 2)), r"codebook has shape \(1, 4, 2\)"),
+        (np.zeros((5, 3)), np.zeros((4, 2)), r"`vectors`.*\(\.\.\., 2\).*\(4, 2\).*Received: shape \(5, 3\)"),
+        (np.float32(1), np.zeros((4, 2)), r"`vectors` must.*Received: shape \(\)"),
+        (np.zeros((5, 2)), np.zeros(2), r"`codebook` must be of shape \(K, D\).*Received: shape \(2,\)"),
+        (np.zeros((5, 2)), np.zeros((0, 2)), r"`codebook` must.*Received: shape \(0, 2\)"),
+        (np.zeros((5, 0)), np.zeros((4, 0)), r"`codebook` must.*Received: shape \(4, 0\)"),
+        (np.zeros((5, 2)), np.zeros((1, 4, 2)), r"`codebook` must.*Received: shape \(1, 4, 2\)"),
     ],
 )
 @pytest.mark.parametrize("function", [squared_distances, nearest_code, distortion])
@@ -178,12 +178,41 @@ def test_look_up_keeps_the_codebooks_dtype():
     assert keras.backend.standardize_dtype(look_up([0, 1], ops.cast(normal(2, 3), "bfloat16")).dtype) == "bfloat16"
 
 
-@pytest.mark.parametrize("codes, problem", [([0, 6], "expected 0 to 5"), ([[-1]], "go from -1"), ([0.0, 1.0], "whole numbers"),
+@pytest.mark.parametrize("codes, problem", [([0, 6], "from 0 to 6"), ([[-1]], "from -1 to -1"), ([0.0, 1.0], "float64"),
                                             ([True], "bool")])
 def test_codes_that_do_not_exist(codes, problem):
     for function in (lambda: look_up(codes, normal(6, 3)), lambda: code_frequencies(codes, 6)):
-        with pytest.raises(ValueError, match=problem):
+        with pytest.raises(ValueError, match=f"`codes` must be integers from 0 to 5. Received: .*{problem}"):
             function()
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_inside_a_graph_a_code_that_does_not_exist_gives_nan(jit):
+    if keras.backend.backend() == "torch" or keras.backend.backend() == "jax" and not jit:
+        pytest.skip("values are known inside models here, so that the code is refused")
+    codebook = normal(6, 3)
+    codes = np.array([[0], [-1], [5], [6], [-6], [4], [1_000]], "int32")
+    result = compiled(lambda values: look_up(ops.cast(values, "int32"), codebook))(codes.astype("float32"), jit_compile=jit)
+    right = [0, 2, 5]
+    np.testing.assert_array_equal(result[right], codebook[codes[right]])
+    assert np.isnan(np.delete(result, right, axis=0)).all()
+
+
+def test_a_wrong_code_in_a_graph_does_not_reach_the_codebooks_gradient():
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("uses TensorFlow's tape")
+    import tensorflow as tf
+
+    codebook, codes = tf.Variable(normal(4, 3)), tf.constant([0, -1, 2, 2, 9])
+
+    @tf.function
+    def gradient(codes):
+        with tf.GradientTape() as tape:
+            rows = look_up(codes, codebook)
+            total = tf.reduce_sum(tf.where(tf.math.is_nan(rows), 0.0, rows))
+        return tf.convert_to_tensor(tape.gradient(total, codebook))
+
+    np.testing.assert_array_equal(gradient(codes), np.array([1, 0, 2, 0])[:, None] * np.ones((4, 3)))
 
 
 # Distortion and k-means
@@ -286,6 +315,68 @@ def test_fewer_distinct_vectors_than_codes(recwarn, distinct, num_codes):
     assert [f"{num_codes} codes for {distinct} distinct" in text for text in said] == [True] * (distinct < num_codes)
 
 
+def test_without_a_seed_keras_decides():
+    vectors, found = normal(300, 4), []
+    for seed in (1, 1, 2):
+        keras.utils.set_random_seed(seed)
+        found += [kmeans(vectors, 20), kmeans(vectors, 20)]
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(found[1], found[3])
+    assert not np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[4])
+
+
+def test_kmeans_works_on_a_sample_of_the_size_it_says(monkeypatch):
+    seen = []
+    lloyd = quantization._lloyd
+    monkeypatch.setattr(quantization, "_lloyd", lambda vectors, *given: seen.append(vectors) or lloyd(vectors, *given))
+    vectors = np.arange(140_000, dtype="float32")[:, None]
+    for count, num_codes, size in ((32_768, 2, 32_768), (32_769, 2, 32_768), (40_000, 128, 32_768), (140_000, 130, 33_280),
+                                   (140_000, 600, 131_072), (20_000, 600, 20_000)):
+        kmeans(vectors[:count], num_codes, iterations=0, seed=0)
+        sample = seen.pop().ravel()
+        assert len(sample) == size and len(np.unique(sample)) == size and sample.max() < count
+        if size < count:  # from everywhere, and not only from the beginning
+            assert sample.mean() == pytest.approx(count / 2, rel=0.02) and sample.max() > 0.99 * count
+
+
+def test_the_sample_is_drawn_by_the_seed_and_costs_next_to_nothing():
+    vectors = normal(80_000, 2)
+    found = [kmeans(vectors, 16, seed=seed) for seed in (3, 3, 4)]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+    whole = quantization._lloyd(vectors, found[0], 20, lambda text: None)
+    assert distortion(vectors, found[0]) <= 1.02 * distortion(vectors, whole)
+
+
+def test_kmeans_shows_progress_on_stderr_after_a_while_and_not_before(capsys, monkeypatch):
+    vectors = normal(400, 2)
+    monkeypatch.setattr(quantization._Progress, "PATIENCE", 60.0)
+    silent = kmeans(vectors, 30, seed=0)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(quantization._Progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(quantization._Progress, "PAUSE", 0.0)
+    np.testing.assert_array_equal(kmeans(vectors, 30, iterations=3, seed=0), kmeans(vectors, 30, iterations=3, seed=0))
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 2 and err.endswith("\n")
+    words = err.split("\n")[0].strip("\r").split("\r")
+    assert words[0].strip() == "k-means: start, code 2 of 30" and words[-1].strip() == "k-means: iteration 3 of at most 3"
+    assert silent.shape == (30, 2)
+
+
+def test_the_memory_of_kmeans_start_does_not_grow_with_the_number_of_codes():
+    import tracemalloc
+
+    def peak(num_codes):
+        tracemalloc.start()
+        kmeans(vectors, num_codes, iterations=0, seed=0)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    vectors = normal(20_000, 8)
+    assert peak(60) < 1.2 * peak(4)
+
+
 def test_an_empty_code_goes_to_the_worst_vector():
     vectors = np.array([[0.0], [1.0], [10.0], [11.0], [30.0]], "float32")
     codebook = np.array([[0.0], [12.0], [500.0], [900.0]], "float32")
@@ -302,14 +393,15 @@ def test_empty_codes_stay_where_nothing_is_represented_badly():
 @pytest.mark.parametrize(
     "vectors, options, problem",
     [
-        (normal(9, 2), {"num_codes": 0}, "num_codes = 0"),
-        (normal(9, 2), {"num_codes": 2, "iterations": -1}, "iterations = -1"),
-        (normal(9), {"num_codes": 2}, r"shape \(9,\); expected \(\.\.\., D\)"),
+        (normal(9, 2), {"num_codes": 0}, "`num_codes` must be a whole number of at least 1. Received: 0"),
+        (normal(9, 2), {"num_codes": 2.5}, "`num_codes` must be a whole number"),
+        (normal(9, 2), {"num_codes": 2, "iterations": -1}, "`iterations` must be a whole number of at least 0"),
+        (normal(9), {"num_codes": 2}, r"of shape \(\.\.\., D\).*Received: shape \(9,\)"),
         (np.zeros((0, 2)), {"num_codes": 2}, r"shape \(0, 2\)"),
         (np.zeros((3, 0)), {"num_codes": 2}, r"shape \(3, 0\)"),
-        ([[0.0, np.nan], [1.0, 1.0]], {"num_codes": 2}, "1 of 4 numbers"),
-        ([[0.0, -np.inf], [np.inf, 1.0]], {"num_codes": 2}, "2 of 4 numbers"),
-        ([[1e200, 1.0]], {"num_codes": 1}, "not finite in float32"),
+        ([[1.0, 1.0], [0.0, np.nan]], {"num_codes": 2}, r"1 of 2 numbers are NaN or infinite in `vectors\[1\]`"),
+        ([[np.inf, -np.inf], [np.inf, 1.0]], {"num_codes": 2}, r"2 of 2 numbers .* `vectors\[0\]`"),
+        ([[1e200, 1.0]], {"num_codes": 1}, "finite in float32"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -338,11 +430,86 @@ def test_counts_stay_exact_beyond_float32():
     np.testing.assert_array_equal(share, np.array([2**24 + 2, 1], "float32") / np.float32(2**24 + 3))
 
 
-@pytest.mark.parametrize("codes, num_codes, problem", [([], 4, "empty"), (np.zeros((0, 7), "int32"), 4, "empty"),
-                                                       ([0], 0, "num_codes = 0")])
+def test_a_vector_outside_the_sample_is_checked_too():
+    vectors = np.zeros((40_000, 1), "float32")
+    for index in (0, 20_001, 39_999):
+        vectors[index] = np.nan
+        with pytest.raises(ValueError, match=rf"`vectors\[{index}\]`"):
+            kmeans(vectors, 2, seed=0)
+        vectors[index] = 0
+
+
+@pytest.mark.parametrize("codes, num_codes, problem", [([], 4, "at least one code"), ([0], 0, "`num_codes` must"),
+                                                       (np.zeros((0, 7), "int32"), 4, r"Received: shape \(0, 7\)")])
 def test_frequencies_of_nothing(codes, num_codes, problem):
     with pytest.raises(ValueError, match=problem):
         code_frequencies(codes, num_codes)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (4, 3), (3,), (5, 1, 1), (1,), ()])
+def test_weights_count(shape):
+    random = np.random.default_rng(0)
+    codes, weights = random.integers(7, size=(5, 4, 3)), random.random(shape)
+    everywhere = np.broadcast_to(weights, codes.shape)
+    expected = np.bincount(codes.ravel(), weights=everywhere.ravel(), minlength=9) / everywhere.sum()
+    for given in (weights, ops.convert_to_tensor(weights.astype("float32")), weights.tolist()):
+        found = ops.convert_to_numpy(code_frequencies(codes, 9, weights=given))
+        assert found.dtype == "float32"
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_masked_place_does_not_count():
+    codes = np.random.default_rng(0).integers(7, size=(6, 5))
+    mask = np.arange(5) < np.array([[5], [4], [3], [2], [1], [0]])
+    np.testing.assert_array_equal(code_frequencies(codes, 7, weights=mask), code_frequencies(codes[mask], 7))
+    np.testing.assert_array_equal(code_frequencies(codes, 7, weights=np.ones(5)), code_frequencies(codes, 7))
+
+
+def test_all_zero_weights_give_zeros():
+    codes = np.array([[0, 1], [2, 2]])
+    np.testing.assert_array_equal(code_frequencies(codes, 3, weights=np.zeros((2, 1))), np.zeros(3))
+    np.testing.assert_array_equal(code_frequencies(codes, 3, weights=np.zeros((2, 2), bool)), np.zeros(3))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_weights_inside_a_graph(jit):
+    def measure(values):
+        codes = ops.cast(values[:, 0], "int32")
+        shares = code_frequencies(codes, 4, weights=values[:, 1])
+        return ops.broadcast_to(shares[None], (ops.shape(values)[0], 4))
+
+    run = compiled(measure)
+    pairs = np.array([[0, 1], [3, 0], [1, 0.5], [1, 0.5], [2, 9]], "float32")  # the last comes in a batch of its own
+    np.testing.assert_allclose(run(pairs, jit_compile=jit)[0], [0.5, 0.5, 0, 0])
+    np.testing.assert_array_equal(run(pairs * [1, 0], jit_compile=jit), np.zeros((5, 4)))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_inside_a_graph_codes_that_do_not_exist_are_not_counted(jit):
+    if keras.backend.backend() == "torch" or keras.backend.backend() == "jax" and not jit:
+        pytest.skip("values are known inside models here, so that the codes are refused")
+
+    def measure(values):
+        codes = ops.cast(values[:, 0], "int32")
+        shares = [code_frequencies(codes, 4), code_frequencies(codes, 4, weights=values[:, 1])]
+        return ops.broadcast_to(ops.concatenate(shares)[None], (ops.shape(values)[0], 8))
+
+    pairs = np.array([[0, 1], [-1, 7], [3, 3], [4, 7], [-4, 7], [900, 7], [2, 9]], "float32")  # the last one alone
+    np.testing.assert_allclose(compiled(measure)(pairs, jit_compile=jit)[0], [0.5, 0, 0, 0.5, 0.25, 0, 0, 0.75])
+
+
+@pytest.mark.parametrize("weights, problem", [(np.ones(2), r"shape \(2,\)"), (np.ones((1, 4, 3)), r"shape \(1, 4, 3\)"),
+                                              (np.ones((4, 1, 1)), "broadcasts"), ([1, -1, 1], "negative"), ([1, np.nan, 1], "finite")])
+def test_weights_that_do_not_fit(weights, problem):
+    with pytest.raises(ValueError, match=f"`weights` must.*{problem}"):
+        code_frequencies(np.zeros((4, 3), "int32"), 2, weights=weights)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16", "int64", "uint64"])
+def test_codes_of_every_integer_dtype(kind):
+    codes = np.array([[0, 100], [100, 3]], kind)
+    np.testing.assert_array_equal(np.flatnonzero(code_frequencies(codes, 128)), [0, 3, 100])
+    np.testing.assert_array_equal(look_up(codes, np.arange(256).reshape(128, 2)), [[[0, 1], [200, 201]], [[200, 201], [6, 7]]])
 
 
 @pytest.mark.parametrize("num_codes", [1, 2, 6, 1024])
@@ -363,5 +530,5 @@ def test_before_anything_is_counted():
 @pytest.mark.parametrize("frequencies", [[0.5, -0.1], [np.nan, 1.0], [np.inf, 1.0]])
 def test_frequencies_that_cannot_be(frequencies):
     for function in (entropy, perplexity):
-        with pytest.raises(ValueError, match="negative or not finite"):
+        with pytest.raises(ValueError, match="`frequencies` must be finite and not negative"):
             function(frequencies)

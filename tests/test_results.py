@@ -118,20 +118,82 @@ def test_even_use_is_dear(curve):
 
 @pytest.mark.parametrize("weight", [0.0, 0.5])
 def test_a_code_is_charged_for_its_bits(weight):
-    from rate_distortion import EntropyConstrainedQuantizer
+    from vqvae_tutorial.rate import EntropyConstrainedQuantizer
 
     random = np.random.default_rng(0)
     vectors = random.laplace(size=(4, 7, 7, 3)).astype("float32")
-    quantizer = EntropyConstrainedQuantizer(weight, 8, 3, revival_threshold=0.0, seed=0)
+    quantizer = EntropyConstrainedQuantizer(8, rate_weight=weight, seed=0)
+    assert quantizer.revival_threshold == 0
     quantizer.adapt(vectors)
     for _ in range(100):
         quantizer(vectors, training=True)
-    distances = np.square(vectors[..., None, :] - np.asarray(quantizer.codebook)).sum(axis=-1)
-    share = np.asarray(quantizer.ema_frequency) / 8
-    cost = distances + weight * float(quantizer.mean_distance) * -np.log2(share)
+    distances = np.square(vectors[..., None, :] - np.asarray(quantizer.embeddings)).sum(axis=-1)
+    share = np.asarray(quantizer.ema_frequency.value) / 8
+    cost = distances + weight * float(quantizer.mean_distance.value) * -np.log2(share)
     codes = np.asarray(quantizer.encode(vectors))
     np.testing.assert_array_equal(codes, cost.argmin(axis=-1))
     assert (codes == distances.argmin(axis=-1)).all() == (weight == 0), "the charge changes some choices"
+
+
+def test_the_charge_does_not_depend_on_scale_and_survives_files(tmp_path):
+    import keras
+
+    from vqvae_tutorial.rate import EntropyConstrainedQuantizer
+
+    vectors, chosen = np.random.default_rng(0).laplace(size=(4, 7, 7, 3)).astype("float32"), []
+    for scale in (1, 64):  # a power of two: the same roundings
+        quantizer = EntropyConstrainedQuantizer(8, rate_weight=0.5, seed=0)
+        quantizer.adapt(scale * vectors)
+        for _ in range(100):
+            quantizer(scale * vectors, training=True)
+        chosen.append(np.asarray(quantizer.encode(scale * vectors)))
+    np.testing.assert_array_equal(*chosen)
+    model = keras.Sequential([keras.Input((7, 7, 3)), quantizer])
+    model.save(tmp_path / "charged.keras")
+    again = keras.saving.load_model(tmp_path / "charged.keras").layers[-1]
+    assert again.get_config() == quantizer.get_config() and again.rate_weight == 0.5
+    np.testing.assert_array_equal(np.asarray(again.encode(64 * vectors)), chosen[1])
+
+
+def test_what_is_not_finite_leaves_the_charge_as_it_was():
+    from vqvae_tutorial.rate import EntropyConstrainedQuantizer
+
+    vectors = np.random.default_rng(0).laplace(size=(4, 7, 7, 3)).astype("float32")
+    quantizer = EntropyConstrainedQuantizer(8, seed=0)
+    quantizer.adapt(vectors)
+    quantizer(vectors, training=True)
+    before = float(quantizer.mean_distance.value)
+    quantizer(np.where(vectors > 2, np.nan, vectors).astype("float32"), training=True)
+    assert float(quantizer.mean_distance.value) == before > 0
+    quantizer.trainable = False
+    quantizer(10 * vectors, training=True)
+    assert float(quantizer.mean_distance.value) == before
+
+
+def test_a_negative_price_is_refused():
+    from vqvae_tutorial.rate import EntropyConstrainedQuantizer
+
+    with pytest.raises(ValueError, match=r"`rate_weight` must not be negative. Received: -1"):
+        EntropyConstrainedQuantizer(8, rate_weight=-1)
+
+
+def test_strokes_are_dearer_than_the_curve():
+    """K-means on patches, under the same prior: at its bits the curve leaves less of the error."""
+    table = read(RESULTS / "rate_distortion.csv")
+    ours = np.sort(table[np.char.startswith(table["model"], "K = ")], order="prior_bits")
+    strokes = table[np.char.startswith(table["model"], "strokes")]
+    assert len(strokes) >= 1
+    for row in strokes:
+        assert ours["prior_bits"][0] < row["prior_bits"] < ours["prior_bits"][-1] or row["prior_bits"] < ours["prior_bits"][0]
+        assert np.interp(row["prior_bits"], ours["prior_bits"], np.log(ours["mse"])) < np.log(row["mse"])
+
+
+def test_recipes_have_the_columns_that_the_chapter_reads():
+    table = read(RESULTS / "recipes.csv")
+    assert table.dtype.names == ("recipe", "seed", "mse", "usage", "perplexity", "bits", "accuracy", "frechet", "frechet_drawn")
+    assert len({(row["recipe"], row["seed"]) for row in table}) == len(table)
+    assert ((table["mse"] > 0) & (table["mse"] < 0.05)).all() and ((table["accuracy"] > 0) & (table["accuracy"] <= 1)).all()
+    assert (table["perplexity"] <= table["usage"] * 1.0001).all() and (table["frechet_drawn"] < table["frechet"]).all()
 
 
 def rows(path):

@@ -18,17 +18,17 @@ SCRIPT = """
 import sys, json
 import chapter
 from keras import ops
-from vqvae_tutorial import layers
+from vqvae_tutorial import quantizers
 
 engine, name, cases = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 chapter.K, chapter.D, chapter.BATCH, chapter.DIGITS, chapter.EPOCHS = 16, 2, 32, 128, 2
-build, train, shares = chapter.build, chapter.train, layers.code_frequencies
+build, train, shares = chapter.build, chapter.train, quantizers.code_frequencies
 
 
 def train_all(models, name):
     for case, model in models.items():
-        counts = lambda codes, K: shares(codes, K) * ops.cast(ops.size(codes), "float32")
-        layers.code_frequencies = counts if case == "counts" else shares
+        counts = lambda codes, K, weights=None: shares(codes, K, weights) * ops.cast(ops.size(codes), "float32")
+        quantizers.code_frequencies = counts if case == "counts" else shares
         train(model, f"{name}_{case}")
 
 
@@ -62,7 +62,7 @@ def runs(chapter, tmp_path_factory):
                                     stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for engine, name, cases, more in jobs]
         try:
             for process in started:
-                told = process.communicate(timeout=300)[1]
+                told = process.communicate(timeout=900)  # a busy machine is slow[1]
                 assert process.returncode == 0, told[-3000:]
         finally:
             for process in started:

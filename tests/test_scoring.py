@@ -71,10 +71,13 @@ def test_few_rows_are_warned_of(random):
 
 
 @pytest.mark.parametrize("a, b, message", [
-    (np.zeros((1, 3)), np.zeros((5, 3)), r"a has shape \(1, 3\)"), (np.zeros((5, 3)), np.zeros(3), r"b has shape \(3,\)"),
-    (np.zeros((5, 0)), np.zeros((5, 0)), "a has shape"), (np.zeros((5, 3)), np.zeros((5, 4)), "3 features and b 4"),
-    (np.zeros((5, 2, 2)), np.zeros((5, 4)), "a has shape"), (np.full((5, 3), np.nan), np.zeros((5, 3)), "15 of 15 numbers in a"),
-    (np.zeros((5, 3)), np.full((5, 3), np.inf), "in b are not finite"),
+    (np.zeros((1, 3)), np.zeros((5, 3)), r"`a` must be features .* Received: shape \(1, 3\)"),
+    (np.zeros((5, 3)), np.zeros(3), r"`b` must be features .* Received: shape \(3,\)"),
+    (np.zeros((5, 0)), np.zeros((5, 0)), "`a` must be features"),
+    (np.zeros((5, 3)), np.zeros((5, 4)), "`b` must be of 3 features, as `a`. Received: 4"),
+    (np.zeros((5, 2, 2)), np.zeros((5, 4)), "`a` must be features"),
+    (np.full((5, 3), np.nan), np.zeros((5, 3)), "`a` must be finite. Received: 15 of 15 numbers"),
+    (np.zeros((5, 3)), np.full((5, 3), np.inf), "`b` must be finite"),
 ])
 def test_distance_refuses(a, b, message):
     with pytest.raises(ValueError, match=message):
@@ -119,7 +122,8 @@ def test_a_new_judge_can_be_trained_and_kept(test, tmp_path):
 
 
 @pytest.mark.parametrize("bad, message", [
-    (np.zeros((2, 28, 28)), "shape"), (np.zeros((0, 28, 28, 1)), "at least one"), (np.full((2, 28, 28, 1), 255), "255"),
+    (np.zeros((2, 28, 28)), "shape"), (np.zeros((0, 28, 28, 1)), "at least one"),
+    (np.full((2, 28, 28, 1), 255), "from 255 to 255. Divide by 255"),
     (np.full((2, 28, 28, 1), np.nan), "NaN"), (np.full((2, 28, 28, 1), "x"), "<U1"), (np.zeros(()), "shape"),
 ])
 def test_bad_images_are_refused(judge, bad, message):
@@ -130,7 +134,8 @@ def test_bad_images_are_refused(judge, bad, message):
 
 
 @pytest.mark.parametrize("labels, message", [
-    ([1, 2, 3], r"shape \(3,\)"), ([0.5, 1.0], "float64"), ([0, 10], "0 to 9"), ([-1, 0], "-1"), ([[1], [2]], "shape"),
+    ([1, 2, 3], r"shape \(3,\)"), ([0.5, 1.0], "float64"),
+    ([0, 10], "`labels` must be from 0 to 9. Received: 0 to 10"), ([-1, 0], "-1"), ([[1], [2]], "shape"),
 ])
 def test_bad_labels_are_refused(judge, labels, message):
     with pytest.raises(ValueError, match=message):

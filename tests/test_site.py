@@ -13,7 +13,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup
-from project import ROOT, chapters, pages, settings
+from project import ROOT, cells, chapters, pages, settings
 
 SETTINGS = settings()
 ROOT_URL = SETTINGS["doc_host"] + SETTINGS["doc_baseurl"]
@@ -25,6 +25,7 @@ PAGE_WEIGHT = 1_500_000  # bytes of a page and its own pictures, not compressed
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 WIDGET_PAGES = [f"nbs/{path.stem}" for path in chapters()
                 if json.loads(path.read_text(encoding="utf-8"))["metadata"].get("widgets", {}).get(WIDGET_STATE)]
+EXERCISES = [f"nbs/{path.stem}" for path in chapters() if "\n## Exercises" in "\n".join(["", *cells(path, "markdown")])]
 
 LOOK = """() => {
     const box = (element) => element.getBoundingClientRect();
@@ -62,6 +63,7 @@ class Visits:
         self.address, self.axe = address, axe
         self.contexts = {scheme: browser.new_context(color_scheme=scheme, permissions=["clipboard-read", "clipboard-write"])
                          for scheme in ("light", "dark")}
+        self.contexts["quiet"] = browser.new_context(java_script_enabled=False)
         self.see = cache(self.see)
 
     def open(self, url, scheme="light"):
@@ -79,6 +81,12 @@ class Visits:
         page.goto(url if "://" in url else f"{self.address}/{url}.html", wait_until="networkidle")
         page.wait_for_function("[...document.querySelectorAll('.widget-subarea img')].every((i) => i.style.maxWidth && i.complete)")
         page.wait_for_timeout(200)
+        return page
+
+    def quiet(self, url):
+        """A page in a browser that runs no scripts; close it."""
+        page = self.contexts["quiet"].new_page()
+        page.goto(url)
         return page
 
     def see(self, name, scheme):
@@ -357,12 +365,16 @@ def test_widgets_move_without_a_kernel(visits, site, scripts, page, start):
         for box in boxes:
             handle = box.locator(".noUi-handle")
             assert handle.get_attribute("aria-label")
-            first = other(view, box, None)
-            handle.press("ArrowRight")
-            second = other(view, box, first)
-            assert first["alt"] != second["alt"] and first["dots"] != second["dots"], "the picture and its description change"
+            opening = other(view, box, None)
+            low, high, now = (float(handle.get_attribute(f"aria-value{name}")) for name in ("min", "max", "now"))
+            there, back = ("ArrowLeft", "ArrowRight") if now == high else ("ArrowRight", "ArrowLeft")
+            handle.press(there)
+            second = other(view, box, opening)
+            assert opening["alt"] != second["alt"] and opening["dots"] != second["dots"], "the picture and its description change"
+            handle.press(back)
+            assert other(view, box, second) == opening
             handle.press("Home")
-            assert other(view, box, second) == first
+            first = opening if now == low else other(view, box, opening)
             box.locator("button[aria-label='play']").click()
             other(view, box, first)
             box.locator("button[aria-label='stop']").click()
@@ -371,7 +383,28 @@ def test_widgets_move_without_a_kernel(visits, site, scripts, page, start):
         view.close()
 
 
-@pytest.mark.parametrize("words, chapter", [("perplexity", "nbs/01_vector_quantization"), ("blind spot", "nbs/05_pixelcnn")])
+@pytest.mark.parametrize("page", EXERCISES)
+def test_answers_wait_until_they_are_asked_for(visits, site, page):
+    """None is in view at first, with or without JavaScript; each comes by mouse or key, code and output together."""
+    for answers in (visits.open(page), visits.quiet((site / f"{page}.html").as_uri())):
+        try:
+            section = answers.locator("section", has=answers.locator("> h2", has_text="Exercises"))
+            parts, folds = section.locator(".cell_input, .cell_output"), section.locator(".cell > details.hide")
+            assert parts.count() >= folds.count() >= 3
+            assert [part.inner_text()[:80] for part in parts.all() if part.is_visible()] == []
+            for number, fold in enumerate(folds.all()):
+                assert fold.locator("summary").inner_text().strip() == "Show the answer"
+                if number % 2:
+                    fold.locator("summary").click()
+                else:
+                    fold.locator("summary").press("Enter")
+                assert fold.locator(".cell_input").is_visible() and fold.locator("summary").inner_text().strip() == "Hide the answer"
+            assert all(part.is_visible() for part in parts.all())
+        finally:
+            answers.close()
+
+
+@pytest.mark.parametrize("words, chapter", [("perplexity", "nbs/01_vector_quantization"), ("blind spot", "nbs/06_pixelcnn")])
 def test_search_finds(visits, address, words, chapter):
     view = visits.open("search")
     try:

@@ -1,28 +1,17 @@
 """How VQ-VAEs work: the library of the book.
 
-The names most programs need are here; each is loaded when it is first used, so that `import vqvae_tutorial` is quick.
+What most programs need is here. Importing the package also tells Keras how to load its files.
 """
-from importlib import import_module
-
 __version__ = "0.1.0"
 
-_HOME = {
-    "PixelCNN": "pixelcnn",
-    "VQVAE": "model",
-    "VectorQuantizer": "layers",
-    "load_mnist": "data",
-    "load_pretrained": "pixelcnn",
-}
-__all__ = [*_HOME, "__version__"]
+from .callbacks import resumable
+from .data import load_mnist
+from .model import VQVAE, build_networks
+from .pixelcnn import PixelCNN
+from .presets import load_pretrained
+from .priors import PositionPrior, Prior
+from .quantizers import Quantizer, VectorQuantizer, VectorQuantizerEMA
+from .rate import EntropyConstrainedQuantizer
 
-
-def __getattr__(name):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__():
-    return sorted({*globals(), *__all__})
+__all__ = ["EntropyConstrainedQuantizer", "PixelCNN", "PositionPrior", "Prior", "Quantizer", "VQVAE", "VectorQuantizer",
+           "VectorQuantizerEMA", "__version__", "build_networks", "load_mnist", "load_pretrained", "resumable"]

@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['SAMPLE', 'Split', 'Digits', 'load_mnist']
 
-# %% ../nbs/00_digits.ipynb #dac7ab2a
+# %% ../nbs/00_digits.ipynb #e691dc22
+#| code-fold: true
 import hashlib
 import os
 import tempfile
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-# %% ../nbs/00_digits.ipynb #f6a328d1
+# %% ../nbs/00_digits.ipynb #7230f431
 class Split(NamedTuple):
     """Digits and their labels, in the same order.
 
@@ -36,25 +37,30 @@ class Digits(NamedTuple):
 
     Attributes:
         train: `Split` to learn from, 60,000 digits in the full set.
-        test: `Split` by other writers, 10,000 digits in the full set, never learned from.
+        test: `Split` by other writers, 10,000 digits in the full set, never
+            learned from.
     """
 
     train: Split
     test: Split
 
-# %% ../nbs/00_digits.ipynb #855d8d06
-SAMPLE = Path(str(files("vqvae_tutorial"))) / "data" / "mnist_sample.npz"  # 8,000 digits that ship with the package
-_LAYOUT = "an .npz with uint8 x_train, x_test of shape (n, 28, 28) and integer y_train, y_test of shape (n,)"
+# %% ../nbs/00_digits.ipynb #52f8709f
+#| code-fold: true
+SAMPLE = Path(str(files("vqvae_tutorial"))) / "data" / "mnist_sample.npz"
+_LAYOUT = (
+    "an .npz with uint8 x_train, x_test of shape (n, 28, 28) "
+    "and integer y_train, y_test of shape (n,)"
+)
 
 
 def _problem(images, labels):
     """Says what is wrong with one split of an archive; None if nothing is."""
     if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
-        return "holds something that is no array"
+        return "holds something that is not an array"
     if images.dtype != np.uint8:
         return f"has images of type {images.dtype}, not uint8"
     if labels.dtype.kind not in "iu":
-        return f"has labels of type {labels.dtype}, which are no integers"
+        return f"has labels of type {labels.dtype}, which are not integers"
     if images.shape[1:] != (28, 28):
         return f"has images of shape {images.shape}, not (n, 28, 28)"
     if labels.shape != images.shape[:1]:
@@ -64,30 +70,41 @@ def _problem(images, labels):
     if labels.min() < 0 or labels.max() > 9:
         return f"has labels from {labels.min()} to {labels.max()}, not 0 to 9"
 
-# %% ../nbs/00_digits.ipynb #5bafbdbd
+
+def _broken(path):
+    """Says in what way a file is no archive; None if it is one."""
+    if not path.is_file():
+        return "not a file"
+    if path.stat().st_size == 0:
+        return "empty"
+    return None if zipfile.is_zipfile(path) else "not a complete .npz archive"
+
+
 def _read(path, advice):
-    """Gives the `Digits` of an archive in Keras's layout; every error names the file and ends with the advice."""
+    """The `Digits` of an archive; errors name the file and end with the advice."""
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"There is no MNIST archive at {path}. {advice}")
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        kind = "no file" if not path.is_file() else "empty" if path.stat().st_size == 0 else "no complete .npz archive"
-        raise ValueError(f"{path} is {kind}; expected {_LAYOUT}. {advice}")
+    if broken := _broken(path):
+        raise ValueError(f"{path} is {broken}; expected {_LAYOUT}. {advice}")
     splits = []
     for name in ("train", "test"):
         try:
             with np.load(path, allow_pickle=False) as archive:
                 images, labels = archive[f"x_{name}"], archive[f"y_{name}"]
         except Exception as error:
-            raise ValueError(f"{path} cannot be read: {error}; expected {_LAYOUT}. {advice}") from error
+            text = f"{path} cannot be read: {error}; expected {_LAYOUT}. {advice}"
+            raise ValueError(text) from error
         if problem := _problem(images, labels):
-            raise ValueError(f"The {name} split of {path} {problem}; expected {_LAYOUT}. {advice}")
+            text = f"The {name} split of {path} {problem}; expected {_LAYOUT}. {advice}"
+            raise ValueError(text)
         images = images[..., np.newaxis].astype("float32")
         images /= 255
         splits.append(Split(images, labels.astype("int32")))
     return Digits(*splits)
 
-# %% ../nbs/00_digits.ipynb #7c24fd80
+# %% ../nbs/00_digits.ipynb #29c6aa0f
+#| code-fold: true
 _URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
 _SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
 _PATIENCE = 8  # seconds in which at least _LEAST bytes must arrive
@@ -95,19 +112,21 @@ _LEAST = 65_536
 
 
 def _download(target):
-    """Fetches the official archive to `target`, whole and verified, or raises and leaves `target` as it was."""
+    """Fetches the official archive, verified, or raises and leaves `target` as it was."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".mnist-", dir=target.parent, ignore_cleanup_errors=True) as folder:
+    options = {"prefix": ".mnist-", "dir": target.parent, "ignore_cleanup_errors": True}
+    with tempfile.TemporaryDirectory(**options) as folder:
         part, failure = Path(folder) / target.name, []
 
         def fetch():
-            keras.config.disable_interactive_logging()  # holds for this thread only: no progress bar
+            keras.config.disable_interactive_logging()  # in this thread only: no progress bar
+            where = {"cache_dir": folder, "cache_subdir": "", "file_hash": _SHA256}
             try:
-                keras.utils.get_file(part.name, _URL, cache_dir=folder, cache_subdir="", file_hash=_SHA256)
+                keras.utils.get_file(part.name, _URL, **where)
             except Exception as error:
                 failure.append(error)
 
-        # Name servers and connections can hang where no timeout reaches; a daemon thread can be left behind.
+        # Name servers can hang where no timeout reaches; a daemon thread can be left behind.
         thread = threading.Thread(target=fetch, daemon=True)
         thread.start()
         size, deadline = 0, time.monotonic() + _PATIENCE
@@ -121,9 +140,33 @@ def _download(target):
             raise failure[0]
         os.replace(part, target)
 
-# %% ../nbs/00_digits.ipynb #c2564192
+
+def _cached_or_sample():
+    """The official digits from Keras's cache, filled if it is empty; else the sample."""
+    cache = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
+    cached = cache / "datasets" / "mnist.npz"
+    if not cached.exists():
+        try:
+            _download(cached)
+        except Exception as reason:
+            digits = _read(SAMPLE, "Reinstall vqvae-tutorial.")
+            warnings.warn(
+                f"Using a sample of {len(digits.train.images):,} training and "
+                f"{len(digits.test.images):,} test digits, because MNIST could not be "
+                f"downloaded ({reason}). For all 70,000 digits call load_mnist() again with a "
+                "network, or set VQVAE_TUTORIAL_MNIST to the path of an mnist.npz.",
+                stacklevel=3,
+            )
+            return digits
+    advice = "Delete it to download it again, or pass it as `path` if it is what you want."
+    if cached.is_file() and hashlib.sha256(cached.read_bytes()).hexdigest() != _SHA256:
+        text = f"{cached} is not the official MNIST archive: its SHA-256 differs."
+        raise ValueError(f"{text} {advice}")
+    return _read(cached, advice)
+
+# %% ../nbs/00_digits.ipynb #a78e2137
 def load_mnist(path=None):
-    """Gives the MNIST digits, all 70,000 where they can be had.
+    """The MNIST digits, all 70,000 where they can be had.
 
     The first source that applies is taken: `path`; the environment variable
     `VQVAE_TUTORIAL_MNIST`; Keras's cache (`~/.keras/datasets`, or under
@@ -147,25 +190,8 @@ def load_mnist(path=None):
         applied to document recognition, Proceedings of the IEEE 86(11).
     """
     if path is not None:
-        return _read(path, "Mend `path`, or leave it out to get the official digits.")
-    if os.environ.get("VQVAE_TUTORIAL_MNIST"):
-        return _read(
-            os.environ["VQVAE_TUTORIAL_MNIST"], "Mend VQVAE_TUTORIAL_MNIST, or unset it to get the official digits."
-        )
-    cached = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser() / "datasets" / "mnist.npz"
-    if not cached.exists():
-        try:
-            _download(cached)
-        except Exception as reason:
-            digits = _read(SAMPLE, "Reinstall vqvae-tutorial.")
-            warnings.warn(
-                f"Using a sample of {len(digits.train.images):,} training and {len(digits.test.images):,} test digits, "
-                f"because MNIST could not be downloaded ({reason}). For all 70,000 digits call load_mnist() again with "
-                "a network, or set VQVAE_TUTORIAL_MNIST to the path of an mnist.npz.",
-                stacklevel=2,
-            )
-            return digits
-    advice = "Delete it to have it downloaded again, or pass it as `path` if it is what you want."
-    if cached.is_file() and hashlib.sha256(cached.read_bytes()).hexdigest() != _SHA256:
-        raise ValueError(f"{cached} is not the official MNIST archive: its SHA-256 differs. {advice}")
-    return _read(cached, advice)
+        return _read(path, "Correct `path`, or leave it out to get the official digits.")
+    if path := os.environ.get("VQVAE_TUTORIAL_MNIST"):
+        advice = "Correct VQVAE_TUTORIAL_MNIST, or unset it to get the official digits."
+        return _read(path, advice)
+    return _cached_or_sample()

@@ -4,81 +4,54 @@
 __all__ = ['squared_distances', 'nearest_code', 'look_up', 'distortion', 'kmeans', 'code_frequencies', 'entropy', 'perplexity',
            'usage']
 
-# %% ../nbs/01_vector_quantization.ipynb #e13c67d6
-import operator
+# %% ../nbs/01_vector_quantization.ipynb #db05a642
+#| code-fold: true
 import warnings
 
 import numpy as np
 from keras import KerasTensor, ops
 
-# %% ../nbs/01_vector_quantization.ipynb #f0965286
-#| code-fold: true
-_MOST_DISTANCES = 2**21  # numbers held at once: 8 MB of float32, which a processor's cache keeps from one pass to the next
+from .checks import _Progress, _refusal, _shape, check_codes, check_count
+from .checks import check_finite, known
+
+_MOST_DISTANCES = 2**21  # numbers held at once: 8 MB of float32, which fit a processor's cache
 _FEWEST_ROWS = 256  # of vectors at once, however many codes: a matrix product of fewer is slow
-
-
-def _known(values):
-    # Inside a graph or under jit there are no values to check yet.
-    try:
-        return ops.convert_to_numpy(values)
-    except Exception:
-        return None
-
-
-def _shape(values):
-    return tuple(values.shape) if hasattr(values, "shape") else np.shape(values)
 
 
 def _check_codebook(codebook):
     shape = _shape(codebook)
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(
-            f"codebook has shape {shape}; expected (K, D): one row for each of K >= 1 codes. "
-            "Reshape it to two dimensions."
-        )
+    if shape is None or len(shape) != 2 or 0 in shape:
+        must = "of shape (K, D), one row for each of K ≥ 1 codes"
+        raise _refusal("codebook", must, f"shape {shape}", "Reshape it to two dimensions.")
     return shape
 
 
 def _check_match(vectors, codebook):
-    num_codes, depth = _check_codebook(codebook)
+    num_codes, size = _check_codebook(codebook)
     shape = _shape(vectors)
-    if len(shape) == 0 or shape[-1] not in (None, depth):
-        raise ValueError(
-            f"vectors have shape {shape} and the codebook {(num_codes, depth)}; expected vectors of shape "
-            f"(..., {depth}). Make their last dimension agree with the codebook's."
-        )
-    return num_codes, depth
+    if not shape or shape[-1] not in (None, size):
+        must = f"of shape (..., {size}), to match a codebook of shape {(num_codes, size)}"
+        advice = "Make the last dimensions agree."
+        raise _refusal("vectors", must, f"shape {shape}", advice)
+    return num_codes, size
 
-
-def _check_codes(codes, num_codes):
-    if not ops.is_tensor(codes) and not hasattr(codes, "dtype"):
-        codes = np.asarray(codes) if np.size(codes) else np.zeros(np.shape(codes), "int32")
-    if "int" not in str(codes.dtype):
-        raise ValueError(f"codes have dtype {codes.dtype}; expected whole numbers such as int32, as nearest_code gives.")
-    known = _known(codes)
-    if known is not None and known.size and not 0 <= known.min() <= known.max() < num_codes:
-        raise ValueError(
-            f"codes go from {known.min()} to {known.max()}; expected 0 to {num_codes - 1}, "
-            f"for {num_codes} codes. Were they made with another codebook?"
-        )
-    return ops.cast(codes, "int32")
-
-# %% ../nbs/01_vector_quantization.ipynb #0c553db0
+# %% ../nbs/01_vector_quantization.ipynb #8f36dafd
 def squared_distances(vectors, codebook):
-    """Squared Euclidean distance from every vector to every code.
+    """Squared Euclidean distance from every vector to every embedding.
 
-    Computed as ‖x‖² - 2 x·e + ‖e‖², so that no array of N·K·D numbers is ever made.
-    Rounding is float32's, relative to the norms: centre data whose mean is large against its spread.
+    Computed as ‖x‖² - 2 x·e + ‖e‖², so that no array of N·K·D numbers is ever
+    made. Rounding is float32's, relative to the norms: centre data whose mean
+    is large compared with their spread.
 
     Args:
         vectors: `(..., D)`, any float or integer dtype.
-        codebook: `(K, D)`, one code in each row.
+        codebook: `(K, D)`, one embedding in each row.
 
     Returns:
         `(..., K)` float32, never negative.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: The shapes do not fit.
     """
     _check_match(vectors, codebook)
     vectors = ops.cast(vectors, "float32")
@@ -87,7 +60,7 @@ def squared_distances(vectors, codebook):
 
 
 def _planes(codebook):
-    # Squared distances without ‖x‖², which is the same for all codes, are linear in x: -2 e and ‖e‖².
+    # Without ‖x‖², the same for all codes, distances are linear in x: -2 e and ‖e‖².
     codebook = ops.cast(codebook, "float32")
     return -2.0 * ops.transpose(codebook), ops.sum(ops.square(codebook), axis=-1)
 
@@ -95,103 +68,115 @@ def _planes(codebook):
 def _scores(vectors, slopes, norms):
     return ops.dot(vectors, slopes) + norms
 
-# %% ../nbs/01_vector_quantization.ipynb #1f79d67e
+# %% ../nbs/01_vector_quantization.ipynb #d346a07e
 def nearest_code(vectors, codebook):
-    """Index of the code nearest to each vector: the quantizer's encoder.
+    """Code of the embedding nearest to each vector: the quantizer's encoder.
 
-    Distances are float32 whatever the input's dtype. Of equally near codes the first is taken.
-    Works eagerly and in compiled graphs, also where the batch size is not known yet.
+    Distances are float32 whatever the input's dtype. Of equally near codes the
+    first is taken. Works eagerly and in compiled graphs, with any batch size.
 
     Args:
         vectors: `(..., D)`, any float or integer dtype.
-        codebook: `(K, D)`, one code in each row.
+        codebook: `(K, D)`, one embedding in each row.
 
     Returns:
         `(...)` int32, from 0 to K - 1.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: The shapes do not fit.
 
     Reference:
         van den Oord et al. (2017), equation 1.
     """
-    num_codes, depth = _check_match(vectors, codebook)
-    vectors = ops.cast(vectors, "float32")
-    shape, rows, planes = tuple(vectors.shape), max(_FEWEST_ROWS, _MOST_DISTANCES // num_codes), _planes(codebook)
+    num_codes, size = _check_match(vectors, codebook)
+    vectors, planes = ops.cast(vectors, "float32"), _planes(codebook)
+    shape, rows = tuple(vectors.shape), max(_FEWEST_ROWS, _MOST_DISTANCES // num_codes)
     if 0 in shape:
         return ops.zeros(shape[:-1], "int32")
     if isinstance(vectors, KerasTensor):  # only the shape is asked for
         return ops.cast(ops.argmin(_scores(vectors, *planes), axis=-1), "int32")
-    if None not in shape and np.prod(shape[:-1]) <= rows:
+    named = not all(isinstance(size, (int, type(None))) for size in shape)  # in JAX's exports
+    if None not in shape and (named or np.prod(shape[:-1]) <= rows):
         return _first_smallest(_scores(vectors, *planes))
-    flat = ops.reshape(vectors, (-1, depth))
+    flat = ops.reshape(vectors, (-1, size))
     count = ops.shape(flat)[0]
     slices = count // rows + 1
-    rows = -(-count // slices)  # so that few are made up to fill the last slice
-    flat = ops.reshape(ops.pad(flat, [(0, slices * rows - count), (0, 0)]), (slices, rows, depth))
-    codes = ops.map(lambda part: _first_smallest(_scores(part, *planes)), flat)
+    rows = -(-count // slices)  # so that little padding fills up the last slice
+    flat = ops.pad(flat, [(0, slices * rows - count), (0, 0)])
+    parts = ops.reshape(flat, (slices, rows, size))
+    codes = ops.map(lambda part: _first_smallest(_scores(part, *planes)), parts)
     return ops.reshape(ops.reshape(codes, (-1,))[:count], ops.shape(vectors)[:-1])
 
-
+# %% ../nbs/01_vector_quantization.ipynb #d08d321d
+#| code-fold: true
 def _first_smallest(scores):
-    # ops.argmin of floats first mends the signs of zeros, in extra passes over all scores. So the bits of floats from 0 on are read as
-    # whole numbers, which have the same order.
+    # ops.argmin of floats first unifies the signs of zeros, in extra passes over all scores.
+    # So the bits of non-negative floats are read as integers, which have the same order.
     above = scores - ops.min(scores, axis=-1, keepdims=True)
     return ops.cast(ops.argmin(ops.view(above, "int32"), axis=-1), "int32")
 
-# %% ../nbs/01_vector_quantization.ipynb #da61d98c
+# %% ../nbs/01_vector_quantization.ipynb #105de716
 def look_up(codes, codebook):
-    """Vector that each code stands for: the quantizer's decoder.
+    """Embedding that each code stands for: the quantizer's decoder.
 
     Rows are gathered, no one-hot matrix is made; gradients reach the codebook.
 
     Args:
         codes: `(...)`, integers from 0 to K - 1.
-        codebook: `(K, D)`, one code in each row.
+        codebook: `(K, D)`, one embedding in each row.
 
     Returns:
-        `(..., D)` in the codebook's dtype.
+        `(..., D)` in the codebook's dtype. Inside a graph, where values cannot
+        be checked, a code that does not exist gives NaN.
 
     Raises:
-        ValueError: codes are not integers or, where values are known (not inside a graph), out of range.
+        ValueError: Codes are not integers or (where the values are known) out
+            of range.
     """
-    codes = _check_codes(codes, _check_codebook(codebook)[0])
-    return ops.take(ops.convert_to_tensor(codebook), codes, axis=0)
+    num_codes, _ = _check_codebook(codebook)
+    codes, codebook = check_codes(codes, num_codes), ops.convert_to_tensor(codebook)
+    if isinstance(codes, np.ndarray):
+        return ops.take(codebook, codes, axis=0)
+    exists = ops.logical_and(codes >= 0, codes < num_codes)
+    rows = ops.take(codebook, ops.where(exists, codes, 0), axis=0)
+    return ops.where(ops.expand_dims(exists, -1), rows, ops.cast(np.nan, rows.dtype))
 
-# %% ../nbs/01_vector_quantization.ipynb #0c6cd8c4
+# %% ../nbs/01_vector_quantization.ipynb #aff183ff
 def distortion(vectors, codebook):
-    """Mean squared distance from a vector to its nearest code.
+    """Mean squared distance from a vector to its nearest embedding.
 
     Args:
         vectors: `(..., D)`, at least one vector.
-        codebook: `(K, D)`, one code in each row.
+        codebook: `(K, D)`, one embedding in each row.
 
     Returns:
-        A Python float: squared distances are summed over D and averaged over vectors.
+        A Python float: squares are summed over D and averaged over vectors.
 
     Raises:
-        ValueError: there is no vector, or the shapes do not fit.
+        ValueError: There is no vector, or the shapes do not fit.
     """
     codes = nearest_code(vectors, codebook)
     if 0 in tuple(codes.shape):
-        raise ValueError(f"vectors have shape {_shape(vectors)}: none is there to average over. Give at least one.")
+        received = f"shape {_shape(vectors)}"
+        raise _refusal("vectors", "at least one vector", received, "Give one to average over.")
     error = ops.cast(vectors, "float32") - ops.cast(look_up(codes, codebook), "float32")
-    return float(np.mean(ops.convert_to_numpy(ops.sum(ops.square(error), axis=-1)), dtype="float64"))
+    squares = ops.convert_to_numpy(ops.sum(ops.square(error), axis=-1))
+    return float(np.mean(squares, dtype="float64"))
 
-# %% ../nbs/01_vector_quantization.ipynb #c8b546be
-def _spread_start(vectors, num_codes, random):
-    # k-means++: each new code is a vector, drawn with probability proportional to its squared distance so far.
-    chosen = [random.integers(len(vectors))]
+# %% ../nbs/01_vector_quantization.ipynb #b273ecaa
+def _spread_start(vectors, num_codes, random, say=lambda text: None):
+    chosen, offset = [random.integers(len(vectors))], np.empty_like(vectors)
     nearest = np.full(len(vectors), np.inf, "float32")
     while len(chosen) < num_codes:
-        offset = vectors - vectors[chosen[-1]]
+        np.subtract(vectors, vectors[chosen[-1]], out=offset)
         nearest = np.minimum(nearest, np.einsum("nd,nd->n", offset, offset))
         upto = np.cumsum(nearest, dtype="float64")
         if upto[-1] == 0.0:
-            warnings.warn(f"{num_codes} codes for {len(chosen)} distinct vectors: the other codes repeat them.", stacklevel=3)
-            chosen = np.resize(chosen, num_codes)
-            break
+            given = f"{num_codes} codes for {len(chosen)} distinct vectors"
+            warnings.warn(f"{given}: the other codes repeat them.", stacklevel=3)
+            return vectors[np.resize(chosen, num_codes)]
         chosen.append(np.searchsorted(upto, random.random() * upto[-1], side="right"))
+        say(f"start, code {len(chosen)} of {num_codes}")
     return vectors[chosen]
 
 # %% ../nbs/01_vector_quantization.ipynb #bd3cffcd
@@ -208,121 +193,170 @@ def _centres(vectors, codes, codebook):
         centres[empty[: len(worst)]] = vectors[worst]
     return centres
 
-# %% ../nbs/01_vector_quantization.ipynb #0814be47
+# %% ../nbs/01_vector_quantization.ipynb #b7f9eeb7
 #| code-fold: true
-def _vectors_for_kmeans(vectors):
-    vectors = np.asarray(ops.convert_to_numpy(vectors)).astype("float32")
-    if vectors.ndim < 2 or vectors.size == 0:
-        raise ValueError(
-            f"vectors have shape {vectors.shape}; expected (..., D) with at least one vector of at least one number. "
-            "For plain numbers give x[:, None]."
-        )
-    if not np.isfinite(vectors).all():
-        count = np.count_nonzero(~np.isfinite(vectors))
-        raise ValueError(f"{count} of {vectors.size} numbers in the vectors are not finite in float32; remove or mend them first.")
-    return vectors.reshape(-1, vectors.shape[-1])
+_SAMPLE = (32_768, 131_072)  # the least and the most that 256 vectors per code may come to
 
-# %% ../nbs/01_vector_quantization.ipynb #95d77bb7
+
+def _sample_for_kmeans(vectors, num_codes, random):
+    vectors = np.asarray(ops.convert_to_numpy(vectors))
+    if vectors.ndim < 2 or vectors.size == 0:
+        must = "of shape (..., D), with at least one vector of at least one number"
+        advice = "For plain numbers give `x[:, None]`."
+        raise _refusal("vectors", must, f"shape {vectors.shape}", advice)
+    check_finite(vectors, "vectors")
+    vectors, (least, most) = vectors.reshape(-1, vectors.shape[-1]), _SAMPLE
+    limit = max(num_codes, least, min(256 * num_codes, most))
+    if len(vectors) > limit:
+        vectors = vectors[np.sort(random.choice(len(vectors), limit, replace=False))]
+    vectors = vectors.astype("float32")
+    if not np.isfinite(vectors).all():
+        received, advice = "numbers too large for it", "Scale the vectors down."
+        raise _refusal("vectors", "finite in float32", received, advice)
+    return vectors
+
+# %% ../nbs/01_vector_quantization.ipynb #16e13388
+def _lloyd(vectors, codebook, iterations, say):
+    middle = vectors.mean(axis=0, dtype="float64").astype("float32")
+    centred, codes = vectors - middle, None
+    for done in range(iterations):
+        previous, codes = codes, ops.convert_to_numpy(nearest_code(centred, codebook - middle))
+        if previous is not None and np.array_equal(codes, previous):
+            break
+        codebook = _centres(vectors, codes, codebook)
+        say(f"iteration {done + 1} of at most {iterations}")
+    return codebook
+
+# %% ../nbs/01_vector_quantization.ipynb #bc9d0448
 def kmeans(vectors, num_codes, iterations=20, seed=None):
     """Codebook for given vectors: k-means++ start, then Lloyd's iterations.
 
-    Stops early when no vector changes its code. A code that no vector chooses is moved onto one of the
-    vectors that are represented worst. With fewer distinct vectors than codes, every distinct vector
-    becomes a code, the remaining codes repeat some of them, and a warning says so.
+    Stops early when no vector changes its code. A code that no vector chooses
+    is moved onto one of the vectors that are represented worst. With fewer
+    distinct vectors than codes, every distinct vector becomes an embedding,
+    the other codes repeat some of them, and a warning says so. Work of more
+    than two seconds shows its progress on stderr.
 
     Args:
-        vectors: `(..., D)`, all finite.
+        vectors: `(..., D)`, all finite. Of more than 256 K vectors (but at
+            least 32,768 and at most 131,072) a random sample of that size is
+            used.
         num_codes: K, the number of codes.
-        iterations: the largest number of Lloyd's iterations; 0 gives the k-means++ start itself.
-        seed: an integer for the same codebook each time; `None` for another one each time.
+        iterations: The largest number of Lloyd's iterations; 0 gives the
+            k-means++ start itself.
+        seed: An integer for the same codebook each time; without one,
+            `keras.utils.set_random_seed` decides.
 
     Returns:
         `(K, D)` float32 NumPy array.
 
     Raises:
-        ValueError: no vectors, non-finite vectors, fewer than two dimensions, K < 1 or iterations < 0.
+        ValueError: No vectors, NaN or infinity, fewer than two dimensions,
+            K < 1 or iterations < 0.
 
     Reference:
-        Lloyd (1982); Arthur & Vassilvitskii (2007).
+        Lloyd (1982); Arthur and Vassilvitskii (2007).
     """
-    num_codes, iterations = operator.index(num_codes), operator.index(iterations)
-    if num_codes < 1 or iterations < 0:
-        raise ValueError(f"num_codes = {num_codes}, iterations = {iterations}; expected at least 1 code and 0 iterations.")
-    vectors = _vectors_for_kmeans(vectors)
-    codebook = _spread_start(vectors, num_codes, np.random.default_rng(seed))
-    # Distances do not change when everything moves by the mean; their rounding gets smaller.
-    middle = vectors.mean(axis=0, dtype="float64").astype("float32")
-    centred, codes = vectors - middle, None
-    for _ in range(iterations):
-        previous, codes = codes, ops.convert_to_numpy(nearest_code(centred, codebook - middle))
-        if previous is not None and np.array_equal(codes, previous):
-            break
-        codebook = _centres(vectors, codes, codebook)
-    return codebook
+    num_codes = check_count(num_codes, "num_codes")
+    iterations = check_count(iterations, "iterations", least=0)
+    random = np.random.default_rng(np.random.randint(2**31) if seed is None else seed)
+    vectors = _sample_for_kmeans(vectors, num_codes, random)
+    with _Progress("k-means") as progress:
+        codebook = _spread_start(vectors, num_codes, random, progress.say)
+        return _lloyd(vectors, codebook, iterations, progress.say)
 
-# %% ../nbs/01_vector_quantization.ipynb #d50cdfc5
-def code_frequencies(codes, num_codes):
+# %% ../nbs/01_vector_quantization.ipynb #e56fcdef
+def code_frequencies(codes, num_codes, weights=None):
     """How often each code is used, as a share of all codes.
 
     Args:
         codes: `(...)`, integers from 0 to K - 1, at least one.
         num_codes: K, the number of codes.
+        weights: How much each code counts, not negative: broadcast to the
+            shape of `codes`. 0 (or `False`, from a mask) leaves a place out.
 
     Returns:
-        `(K,)` float32; the sum is 1.
+        `(K,)` float32; the sum is 1, or 0 if all weights are 0. Inside a graph
+        codes that do not exist are not counted.
 
     Raises:
-        ValueError: K < 1, no codes, codes that are not integers or (where values are known) out of range.
+        ValueError: K < 1, no codes, codes that are not integers or (where the
+            values are known) out of range, weights that do not fit.
     """
-    num_codes = operator.index(num_codes)
-    if num_codes < 1:
-        raise ValueError(f"num_codes = {num_codes}; expected at least 1.")
-    codes = ops.reshape(_check_codes(codes, num_codes), (-1,))
-    if codes.shape[0] == 0:
-        raise ValueError("codes are empty, and have no frequencies. Give at least one code.")
-    counts = ops.segment_sum(ops.ones_like(codes), codes, num_segments=num_codes)
-    return ops.cast(counts, "float32") / ops.cast(ops.sum(counts), "float32")
+    num_codes = check_count(num_codes, "num_codes")
+    codes = check_codes(codes, num_codes)
+    if 0 in tuple(codes.shape):
+        received = f"shape {tuple(codes.shape)}"
+        raise _refusal("codes", "at least one code", received, "Give one to count.")
+    each = ops.ones_like(codes) if weights is None else _spread_weights(weights, codes)
+    if not isinstance(codes, np.ndarray):
+        exists = ops.logical_and(codes >= 0, codes < num_codes)
+        codes, each = ops.where(exists, codes, 0), ops.where(exists, each, 0)
+    flat, each = ops.reshape(codes, (-1,)), ops.reshape(each, (-1,))
+    counts = ops.segment_sum(each, flat, num_segments=num_codes)
+    total = ops.cast(ops.sum(counts), "float32")
+    return ops.divide_no_nan(ops.cast(counts, "float32"), total)
 
-# %% ../nbs/01_vector_quantization.ipynb #61ad798d
+# %% ../nbs/01_vector_quantization.ipynb #7931b3c5
+#| code-fold: true
+def _spread_weights(weights, codes):
+    given, shape, values = _shape(weights), tuple(codes.shape), known(weights)
+    pairs = zip((given or ())[::-1], shape[::-1])
+    fits = all(size in (1, None, target) or target is None for size, target in pairs)
+    if given is None or len(given) > len(shape) or not fits:
+        advice = "Add axes of length 1 at the end, such as `weights[:, None, None]`."
+        must = f"of a shape that broadcasts to that of the codes, {shape}"
+        raise _refusal("weights", must, f"shape {given}", advice)
+    if values is not None and not (np.isfinite(values).all() and (values >= 0).all()):
+        received, advice = "negative or non-finite numbers", "Use 0 for what must not count."
+        raise _refusal("weights", "finite and not negative", received, advice)
+    return ops.cast(weights, "float32") * ops.ones_like(codes, "float32")
+
+# %% ../nbs/01_vector_quantization.ipynb #2ba15690
 def entropy(frequencies):
-    """Entropy in bits: the least mean number of bits that say which code was used.
+    """Entropy in bits: the smallest mean number of bits that names a code.
 
     Args:
-        frequencies: `(..., K)`, not negative. Counts do as well: they are divided by their sum.
+        frequencies: `(..., K)`, not negative. Counts do as well: they are
+            divided by their sum.
 
     Returns:
-        `(...)` float32, from 0 to log2 K. All zero (nothing counted yet) gives 0.
+        `(...)` float32, from 0 to log2 K. All zero (nothing counted yet)
+        gives 0.
 
     Raises:
-        ValueError: some frequency is negative or not finite (where values are known).
+        ValueError: Some frequency is negative or not finite (where the values
+            are known).
 
     Reference:
         Shannon (1948), section 6.
     """
-    known = _known(frequencies)
-    if known is not None and not (np.isfinite(known).all() and (known >= 0).all()):
-        raise ValueError("some frequencies are negative or not finite; expected shares or counts, as code_frequencies gives.")
+    values = known(frequencies)
+    if values is not None and not (np.isfinite(values).all() and (values >= 0).all()):
+        received, advice = "negative or non-finite numbers", "Give shares or counts."
+        raise _refusal("frequencies", "finite and not negative", received, advice)
     frequencies = ops.cast(frequencies, "float32")
     share = ops.divide_no_nan(frequencies, ops.sum(frequencies, axis=-1, keepdims=True))
     surprise = -ops.log2(ops.where(share > 0, share, 1.0))
     return ops.sum(share * surprise, axis=-1)
 
-# %% ../nbs/01_vector_quantization.ipynb #322719b9
+# %% ../nbs/01_vector_quantization.ipynb #af490edb
 def perplexity(frequencies):
-    """How many equally frequent codes would be as hard to guess: 2 to the power of the entropy.
+    """How many equally frequent codes would be as hard to guess: 2 to the entropy.
 
     Args:
         frequencies: `(..., K)`, not negative; shares or counts.
 
     Returns:
-        `(...)` float32, from 1 (one code takes all) to K (all alike).
+        `(...)` float32, from 1 (one code is always used) to K (all alike).
 
     Raises:
-        ValueError: some frequency is negative or not finite (where values are known).
+        ValueError: Some frequency is negative or not finite (where the values
+            are known).
     """
     return ops.power(2.0, entropy(frequencies))
 
-# %% ../nbs/01_vector_quantization.ipynb #675ac2d1
+
 def usage(frequencies):
     """How many codes are used at all.
 

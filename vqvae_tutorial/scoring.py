@@ -3,21 +3,24 @@
 # %% auto #0
 __all__ = ['build_classifier', 'class_accuracy', 'load_judge', 'features', 'frechet_distance']
 
-# %% ../nbs/91_scoring.ipynb #58bd47bc
+# %% ../nbs/91_scoring.ipynb #db516e11
+#| code-fold: true
 import warnings
 from importlib import resources
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import layers
 
-# %% ../nbs/91_scoring.ipynb #257f45da
+from .checks import _refusal, check_range, in_batches
+
+# %% ../nbs/91_scoring.ipynb #c05e0e13
 def build_classifier():
-    """Makes the judge: three convolutions, 64 features, and a score for each of the ten digits.
+    """Makes the judge: three convolutions, 64 features, and a score for each digit.
 
     Returns:
-        A Keras model from images `(batch, 28, 28, 1)` in [0, 1] to logits `(batch, 10)`; its layer `"features"`
-        gives `(batch, 64)`.
+        A Keras model from images `(batch, 28, 28, 1)` in [0, 1] to logits `(batch, 10)`; its
+        layer `"features"` gives `(batch, 64)`.
     """
     images = keras.Input((28, 28, 1), name="images")
     x = layers.Conv2D(32, 5, strides=2, padding="same", activation="relu")(images)
@@ -26,82 +29,90 @@ def build_classifier():
     x = layers.Conv2D(64, 3, padding="same", activation="relu")(x)
     x = layers.Flatten()(layers.MaxPooling2D()(x))
     x = layers.Dense(64, activation="relu", name="features")(x)
-    return keras.Model(images, layers.Dense(10, name="logits")(layers.Dropout(0.3)(x)), name="judge")
+    logits = layers.Dense(10, name="logits")(layers.Dropout(0.3)(x))
+    return keras.Model(images, logits, name="judge")
 
-# %% ../nbs/91_scoring.ipynb #bf8fd3fe
+# %% ../nbs/91_scoring.ipynb #34278c9f
+#| code-fold: true
 def _check_images(judge, images):
     images, shape = np.asarray(images), tuple(judge.input_shape[1:])
-    if images.ndim == 0 or images.shape[1:] != shape or images.dtype.kind not in "fiub" or len(images) == 0:
-        raise ValueError(f"images are {images.dtype} of shape {images.shape}; expected numbers of shape "
-                         f"(n, {', '.join(map(str, shape))}), at least one picture.")
-    if not (images.min() >= 0 and images.max() <= 1):
-        raise ValueError(f"images go from {images.min()} to {images.max()}; expected numbers in [0, 1]. "
-                         "Divide 8-bit images by 255, and leave out pictures that hold NaN.")
+    if images.shape[1:] != shape or images.dtype.kind not in "fiub" or len(images) == 0:
+        must = f"numbers of shape (n, {', '.join(map(str, shape))}), at least one picture"
+        raise _refusal("images", must, f"{images.dtype} of shape {images.shape}",
+                       "Reshape them, or add an axis by `images[..., None]`.")
+    check_range(images, (0, 1), "images")
     return images.astype("float32")
 
 
-def _in_batches(model, images, size=500):
-    parts = [ops.convert_to_numpy(model(images[start : start + size], training=False)) for start in range(0, len(images), size)]
-    return np.concatenate(parts).astype("float32")
+def _outputs(model, images):
+    give = lambda part: model(part, training=False)
+    return in_batches(give, images, 500, "judging").astype("float32")
 
-# %% ../nbs/91_scoring.ipynb #29f30a74
+# %% ../nbs/91_scoring.ipynb #37a58ba4
 def class_accuracy(judge, images, labels):
     """Share of the images that the judge reads as the digit they should be.
 
     Args:
-        judge: a classifier from images to logits, such as `load_judge` gives.
+        judge: A classifier from images to logits, such as `load_judge` gives.
         images: `(n, 28, 28, 1)` in [0, 1].
-        labels: integers `(n,)`, the digit that each image should be.
+        labels: Integers `(n,)`, the digit that each image should be.
 
     Returns:
         A Python float in [0, 1].
 
     Raises:
-        ValueError: images of another shape or range, or labels that are not one class for each image.
+        ValueError: Images of another shape or range, or labels that are not one class for each
+            image.
     """
     images, labels = _check_images(judge, images), np.asarray(labels)
     classes = judge.output_shape[-1]
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels are {labels.dtype} of shape {labels.shape}; expected integers of shape ({len(images)},), "
-                         "one for each image.")
+        must = f"integers of shape ({len(images)},), one for each image"
+        raise _refusal("labels", must, f"{labels.dtype} of shape {labels.shape}",
+                       "Give the digit that each image should be.")
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"labels go from {labels.min()} to {labels.max()}; expected 0 to {classes - 1}.")
-    return float(np.mean(_in_batches(judge, images).argmax(axis=-1) == labels))
+        raise _refusal("labels", f"from 0 to {classes - 1}",
+                       f"{labels.min()} to {labels.max()}", "Give the digits themselves.")
+    return float(np.mean(_outputs(judge, images).argmax(axis=-1) == labels))
 
-# %% ../nbs/91_scoring.ipynb #1e696928
+# %% ../nbs/91_scoring.ipynb #689d58be
 def load_judge():
-    """Loads the judge that ships with the package: trained on the 60,000 real digits, and on nothing else.
+    """Loads the judge that ships: trained on the 60,000 real digits, and on nothing else.
 
     Returns:
-        A Keras model from images `(batch, 28, 28, 1)` in [0, 1] to logits `(batch, 10)`, as `build_classifier` makes it.
+        A Keras model from images `(batch, 28, 28, 1)` in [0, 1] to logits `(batch, 10)`, as
+        `build_classifier` makes it.
     """
     judge = build_classifier()
-    with resources.as_file(resources.files("vqvae_tutorial") / "pretrained" / "judges" / "mnist.keras") as path:
-        judge.load_weights(path)  # not the whole file: an older Keras cannot read how a newer one describes layers
+    folder = resources.files("vqvae_tutorial") / "pretrained" / "judges"
+    with resources.as_file(folder / "mnist.keras") as path:
+        judge.load_weights(path)  # the weights alone, which every version of Keras reads
     return judge
 
-# %% ../nbs/91_scoring.ipynb #6e2c6c73
+# %% ../nbs/91_scoring.ipynb #a3575fe9
 def features(judge, images):
     """What the judge sees in each image: the activations before its decision.
 
     Args:
-        judge: a model with a layer named `"features"`, such as `load_judge` gives.
+        judge: A model with a layer named `"features"`, such as `load_judge` gives.
         images: `(n, 28, 28, 1)` in [0, 1].
 
     Returns:
         float32 array `(n, F)`; F = 64 for our judge.
 
     Raises:
-        ValueError: images of another shape or range.
+        ValueError: Images of another shape or range.
     """
-    return _in_batches(keras.Model(judge.input, judge.get_layer("features").output), _check_images(judge, images))
+    model = keras.Model(judge.input, judge.get_layer("features").output)
+    return _outputs(model, _check_images(judge, images))
 
-# %% ../nbs/91_scoring.ipynb #aa594e2c
+# %% ../nbs/91_scoring.ipynb #8332a042
 def frechet_distance(a, b):
-    """Squared Fréchet distance between two sets of features, each taken as a Gaussian: 0 if mean and covariance agree.
+    """Squared Fréchet distance of two sets of features, each taken as a Gaussian.
 
-    A finite sample has a positive distance even to another sample of the same source, and the smaller, the larger: compare
-    only distances between sets of the same size, with many more rows than features.
+    It is 0 if mean and covariance agree. Two finite samples of one source have a positive
+    distance, the larger the fewer they are: compare only distances between sets of equal size,
+    with many more rows than features.
 
     Args:
         a, b: `(n, F)` and `(m, F)`, at least two rows each; `features` gives them.
@@ -110,26 +121,36 @@ def frechet_distance(a, b):
         A Python float, never negative, in squared units of the features.
 
     Raises:
-        ValueError: the shapes do not fit, there are too few rows, or some numbers are not finite.
+        ValueError: The shapes do not fit, there are too few rows, or numbers are not finite.
 
     Reference:
-        Dowson and Landau (1982), equation 4; Heusel et al. (2017), arXiv:1706.08500, equation 6.
+        Dowson and Landau (1982), equation 4; Heusel et al. (2017), arXiv:1706.08500, eq. 6.
     """
+    a, b = _checked_features(a, b)
+    first, second = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
+    values, vectors = np.linalg.eigh(first)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    eigenvalues = np.linalg.eigvalsh(root @ second @ root)
+    overlap = np.sqrt(np.maximum(eigenvalues, 0)).sum()
+    means = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2)
+    return float(max(means + np.trace(first) + np.trace(second) - 2 * overlap, 0.0))
+
+# %% ../nbs/91_scoring.ipynb #974f66a1
+#| code-fold: true
+def _checked_features(a, b):
     a, b = (np.asarray(x, "float64") for x in (a, b))
     for name, x in (("a", a), ("b", b)):
         if x.ndim != 2 or len(x) < 2 or x.shape[1] == 0:
-            raise ValueError(f"{name} has shape {x.shape}; expected (n, F): one row of F features for each of n >= 2 images.")
+            raise _refusal(name, "features (n, F) of at least two images", f"shape {x.shape}",
+                           "Give what `features(judge, images)` gives.")
         if not np.isfinite(x).all():
-            raise ValueError(f"{np.count_nonzero(~np.isfinite(x))} of {x.size} numbers in {name} are not finite; "
-                             "look for NaN in the images or in the network that made the features.")
+            received = f"{np.count_nonzero(~np.isfinite(x))} of {x.size} numbers that are not"
+            raise _refusal(name, "finite", received,
+                           "Look for NaN in the images, or in the network behind the features.")
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"a has {a.shape[1]} features and b {b.shape[1]}; take both from the same judge.")
-    if min(len(a), len(b)) <= a.shape[1]:
-        warnings.warn(f"{min(len(a), len(b))} rows are too few to know the covariance of {a.shape[1]} features; the distance "
-                      "will be far too large.", stacklevel=2)
-    covariances = [np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b)]
-    values, vectors = np.linalg.eigh(covariances[0])
-    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    overlap = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariances[1] @ root), 0)).sum()
-    distance = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2) + sum(map(np.trace, covariances)) - 2 * overlap
-    return float(max(distance, 0.0))
+        raise _refusal("b", f"of {a.shape[1]} features, as `a`", b.shape[1],
+                       "Take both from the same judge.")
+    if (fewest := min(len(a), len(b))) <= a.shape[1]:
+        warnings.warn(f"{fewest} rows are too few to know the covariance of {a.shape[1]} "
+                      "features; the distance will be far too large.", stacklevel=3)
+    return a, b

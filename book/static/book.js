@@ -21,7 +21,7 @@
 
   const text = (element) => (element ? element.textContent.trim() : "");
 
-  function mend() {
+  function name() {
     for (const box of document.querySelectorAll(".cell_output .jupyter-widgets.widget-box, .cell_output .jupyter-widgets.widget-vbox")) {
       const label = text(box.querySelector(".widget-slider .widget-label"));
       for (const handle of box.querySelectorAll(".noUi-handle")) {
@@ -45,6 +45,6 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     if (!document.querySelector('script[type="application/vnd.jupyter.widget-view+json"]')) return;
-    new MutationObserver(mend).observe(document.body, { childList: true, subtree: true, characterData: true });
+    new MutationObserver(name).observe(document.body, { childList: true, subtree: true, characterData: true });
   });
 })();

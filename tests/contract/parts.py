@@ -1,0 +1,130 @@
+"""What the contract holds: every quantizer, prior and kind of signal. A new one joins by one line in a table here."""
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from vqvae_tutorial import (
+    VQVAE,
+    EntropyConstrainedQuantizer,
+    PixelCNN,
+    PositionPrior,
+    VectorQuantizer,
+    VectorQuantizerEMA,
+    build_networks,
+)
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+TENSORFLOW = keras.backend.backend() == "tensorflow"
+K, D = 8, 4
+
+# Each makes a quantizer of K codes for vectors of size D; it takes the options of any Keras layer (name, dtype, trainable).
+QUANTIZERS = {
+    "gradient": lambda **options: VectorQuantizer(K, seed=0, **options),
+    "ema": lambda **options: VectorQuantizerEMA(K, seed=0, **options),
+    "entropy": lambda **options: EntropyConstrainedQuantizer(K, seed=0, **options),
+}
+
+# Each makes a prior; those of two dimensions at most stand in FLAT, too.
+PRIORS = {
+    "position": lambda num_codes, shape, classes=None, **options: PositionPrior(num_codes, shape, classes, **options),
+    "pixelcnn": lambda num_codes, shape, classes=None, **options: PixelCNN(
+        num_codes, shape, classes, **({"filters": 4, "num_layers": 2, "dropout": 0.0} | options)),
+}
+FLAT = {"pixelcnn"}
+
+SIGNALS = {"one channel": (16, 1), "stereo": (16, 2), "grey": (8, 8, 1), "colour": (8, 8, 3), "video": (4, 4, 8, 1)}
+
+JAX = keras.backend.backend() == "jax"  # where Keras loses the weights of a model when the first step of `fit` raises an error
+NEARLY = {"rtol": 1e-2, "atol": 1e-3} if JAX else {"rtol": 1e-4, "atol": 1e-5}  # the same numbers, rounded in another order
+
+POLICIES = ["float32", "mixed_float16", "mixed_bfloat16", "float64"]
+if JAX:  # it makes float64 of nothing unless JAX_ENABLE_X64 is set
+    POLICIES.remove("float64")
+
+
+def numbers(tensor):
+    """A copy as a NumPy array."""
+    return np.array(ops.convert_to_numpy(tensor))
+
+
+def vectors(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=(*shape, D)).astype("float32")
+
+
+def started(make, data=None, **options):
+    """A quantizer that is built, and that has started from data where it can."""
+    quantizer = make(**options)
+    data = vectors(200, seed=9) if data is None else data
+    quantizer.build((None, data.shape[-1]))
+    if quantizer.starts_from_data:
+        quantizer.adapt(data)
+    return quantizer
+
+
+def state(layer):
+    """All numbers of a layer but the frequencies of the last batch, which are no state."""
+    return {variable.path.rpartition("/")[2] + f" {number}": numbers(variable) for number, variable in enumerate(layer.variables)
+            if not variable.path.endswith("/frequencies")}
+
+
+def same(one, other, **tolerance):
+    """Whether two states are equal: to the bit, unless a tolerance is given."""
+    assert list(one) == list(other)
+    for name in one:
+        if tolerance:
+            np.testing.assert_allclose(one[name], other[name], err_msg=name, **tolerance)
+        else:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def moved(one, other):
+    """The names of what differs."""
+    return [name for name in one if not np.array_equal(one[name], other[name])]
+
+
+def remembered(make):
+    """A function that makes a compiled model, but each kind only once: later calls set all its numbers back."""
+    made = {}
+
+    def again(*arguments, **options):
+        key = repr((arguments, sorted(options.items(), key=str)))
+        if key not in made:
+            keras.utils.set_random_seed(0)
+            model = make(*arguments, **options)
+            model.optimizer.build(model.trainable_variables)
+            made[key] = model, [(variable, numbers(variable)) for variable in [*model.variables, *model.optimizer.variables]]
+        model, start = made[key]
+        for variable, value in start:
+            variable.assign(value)
+        model.reset_metrics()
+        keras.utils.set_random_seed(0)
+        return model
+
+    return again
+
+
+def signals(shape, count=32, seed=0):
+    """Smooth random signals in [0, 1]."""
+    random = np.random.default_rng(seed)
+    coarse = random.uniform(size=(count, *(max(size // 4, 1) for size in shape[:-1]), shape[-1]))
+    for axis, size in enumerate(shape[:-1], start=1):
+        coarse = np.repeat(coarse, size // coarse.shape[axis], axis=axis)
+    return coarse.astype("float32")
+
+
+def model_for(shape, make=QUANTIZERS["ema"], halvings=1, **options):
+    encoder, decoder = build_networks(shape, embedding_dim=D, filters=8, residual_blocks=1, halvings=halvings)
+    return VQVAE(encoder, decoder, make(), **options)
+
+
+def patch_model(length=12, **options):
+    """A VQ-VAE of single frames of 2 numbers, whose places do not see each other: what is padded cannot reach what is not."""
+    encoder = keras.Sequential([keras.Input((length, 2)), layers.Conv1D(D, 2, 2, kernel_initializer=spread)])
+    decoder = keras.Sequential([keras.Input((length // 2, D)), layers.Conv1DTranspose(2, 2, 2)])
+    return VQVAE(encoder, decoder, VectorQuantizerEMA(K, seed=0), **options)
+
+
+def spread(shape, dtype=None):
+    return np.random.default_rng(3).normal(size=shape).astype("float32")

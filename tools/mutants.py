@@ -1,0 +1,286 @@
+"""Put one-line faults into a copy of the package, one at a time, and see which tests notice.
+
+    python tools/mutants.py            all; writes tools/mutants.csv, and goes on where it was stopped
+    python tools/mutants.py --check    only whether each fault still finds its line
+    python tools/mutants.py gumbel ema only those whose name holds one of these words
+    python tools/mutants.py --again    forget the table, and try all once more
+
+The working tree is never touched. A fault that no test notices is a test that is missing: write it, and try that one again.
+"""
+import argparse
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE = ROOT / "tools" / "mutants.csv"
+CONTRACT = "tests/contract/test_contract_{}.py"
+
+# What is run for a module, quickest first: pytest stops at the first failure.
+TESTS = {
+    "quantization": ["tests/test_quantization.py", CONTRACT.format("quantizers")],
+    "checks": ["tests/test_checks.py", CONTRACT.format("vqvae"), CONTRACT.format("priors")],
+    "quantizers": [CONTRACT.format("quantizers"), "tests/test_quantizers.py", "tests/test_parity.py", CONTRACT.format("vqvae")],
+    "rate": [CONTRACT.format("quantizers"), "tests/test_rate.py"],
+    "model": [CONTRACT.format("vqvae"), "tests/test_model.py", "tests/test_cases.py"],
+    "priors": [CONTRACT.format("priors"), "tests/test_priors.py", "tests/test_cases.py"],
+    "pixelcnn": [CONTRACT.format("priors"), "tests/test_pixelcnn.py"],
+    "callbacks": ["tests/test_callbacks.py", "tests/test_abuse.py"],
+    "codebook": ["tests/test_codebook.py"],
+    "scoring": ["tests/test_scoring.py"],
+    "data": ["tests/test_data.py"],
+    "presets": ["tests/test_cases.py", "tests/test_pixelcnn.py", "tests/test_presets.py"],
+}
+
+# module, name, the line as it is, the line with a fault
+MUTANTS = [
+    ("quantization", "distances without the codebook's norms",
+     "return ops.dot(vectors, slopes) + norms", "return ops.dot(vectors, slopes)"),
+    ("quantization", "distances may be negative", "return ops.maximum(own + _scores(vectors, *_planes(codebook)), 0.0)",
+     "return own + _scores(vectors, *_planes(codebook))"),
+    ("quantization", "the last slice is cut", "slices = count // rows + 1", "slices = max(count // rows, 1)"),
+    ("quantization", "a code that does not exist gives a vector", "ops.cast(np.nan, rows.dtype))", "ops.cast(0.0, rows.dtype))"),
+    ("quantization", "k-means starts at the first vector", "chosen, offset = [random.integers(len(vectors))], np.empty_like(vectors)",
+     "chosen, offset = [0], np.empty_like(vectors)"),
+    ("quantization", "k-means++ draws evenly",
+     "upto = np.cumsum(nearest, dtype=\"float64\")", "upto = np.cumsum(nearest > 0, dtype=\"float64\")"),
+    ("quantization", "empty codes are not moved", "centres[empty[: len(worst)]] = vectors[worst]", "pass"),
+    ("quantization", "k-means looks at the first vectors only",
+     "vectors = vectors[np.sort(random.choice(len(vectors), limit, replace=False))]",
+     "vectors = vectors[:limit]"),
+    ("quantization", "k-means has no limit", "if len(vectors) > limit:", "if False:"),
+    ("quantization", "k-means forgets the mean", "codebook - middle))", "codebook))"),
+    ("quantization", "frequencies ignore weights", "each = ops.ones_like(codes) if weights is None else _spread_weights(weights, codes)",
+     "each = ops.ones_like(codes)"),
+    ("quantization", "perplexity of e", "return ops.power(2.0, entropy(frequencies))", "return ops.exp(entropy(frequencies))"),
+    ("quantization", "entropy in nats", "surprise = -ops.log2(", "surprise = -ops.log("),
+    ("quantization", "usage counts half a code", "ops.convert_to_tensor(frequencies) > 0,", "ops.convert_to_tensor(frequencies) > 0.01,"),
+    ("checks", "NaN passes", "finite = np.isfinite(values[start : start + rows])", "finite = ~np.isinf(values[start : start + rows])"),
+    ("checks", "codes may be K", "0 <= values.min() <= values.max() < num_codes", "0 <= values.min() <= values.max() <= num_codes"),
+    ("checks", "codes may be negative", "0 <= values.min() <= values.max() < num_codes", "values.max() < num_codes"),
+    ("checks", "the range is not checked above", "if lo - slack <= least and most <= hi + slack:", "if lo - slack <= least:"),
+    ("checks", "batches overlap", "part = _each(lambda array: array[start : start + batch_size], arrays)",
+     "part = _each(lambda array: array[max(start - 1, 0) : start + batch_size], arrays)"),
+    ("checks", "sizes may be 0", "if whole is None or whole != value or whole < least:", "if whole is None or whole != value:"),
+    ("quantizers", "straight-through is lost", "return ops.stop_gradient(quantized) + (vectors - ops.stop_gradient(vectors))",
+     "return ops.stop_gradient(quantized) + 0 * vectors"),
+    ("quantizers", "straight-through leaks into the codebook",
+     "return ops.stop_gradient(quantized) + (vectors - ops.stop_gradient(vectors))",
+     "return quantized + (vectors - ops.stop_gradient(vectors))"),
+    ("quantizers", "commitment has no gradient", "gap = ops.square(vectors - ops.stop_gradient(quantized))",
+     "gap = ops.square(ops.stop_gradient(vectors) - ops.stop_gradient(quantized))"),
+    ("quantizers", "commitment moves the codebook",
+     "gap = ops.square(vectors - ops.stop_gradient(quantized))", "gap = ops.square(vectors - quantized)"),
+    ("quantizers", "commitment is not weighted", "self.add_loss(self.commitment_cost * weighted_mean(gap, weights))",
+     "self.add_loss(weighted_mean(gap, weights))"),
+    ("quantizers", "the codebook loss moves the encoder", "ops.stop_gradient(vectors) - quantized", "vectors - quantized"),
+    ("quantizers", "masked means divide by all", "total = ops.sum(weights) * values.shape[-1]",
+     "total = ops.sum(ops.ones_like(weights)) * values.shape[-1]"),
+    ("quantizers", "frequencies count what is masked",
+     "code_frequencies(codes, self.num_codes, weights)", "code_frequencies(codes, self.num_codes)"),
+    ("quantizers", "frozen it learns", "training and self.trainable", "training"),
+    ("quantizers", "it learns in evaluation", "training and self.trainable", "self.trainable"),
+    ("quantizers", "the output ignores the policy", "ops.cast(straight_through(vectors, quantized), self.compute_dtype)",
+     "straight_through(vectors, quantized)"),
+    ("quantizers", "state follows the policy", "dtype=\"float32\",\n                               trainable=trainable, autocast=False",
+     "dtype=None,\n                               trainable=trainable, autocast=False"),
+    ("quantizers", "the start does not count as history", "self.steps.assign(1 / (1 - self.decay))", "self.steps.assign(0.0)"),
+    ("quantizers", "no debiasing", "weight = (1 - self.decay) / (1 - ops.power(self.decay, self.steps.value))", "weight = 1 - self.decay"),
+    ("quantizers", "the running mean forgets faster", "weight = (1 - self.decay) / (", "weight = 2 * (1 - self.decay) / ("),
+    ("quantizers", "sums are not shares", "share * ops.segment_sum(", "ops.segment_sum("),
+    ("quantizers", "masked vectors enter the sums", "vectors * weights[:, None]", "vectors"),
+    ("quantizers", "revived codes keep their count", "ops.where(dead, 1.0, used)", "used"),
+    ("quantizers", "revived codes keep their sum", "ops.where(dead[:, None], fresh, total)", "total"),
+    ("quantizers", "revival at twice the threshold", "used < self.revival", "used < 2 * self.revival"),
+    ("quantizers", "revival draws evenly", "reached = ops.cumsum(error)", "reached = ops.cumsum(ops.ones_like(error))"),
+    ("quantizers", "revival draws one further", "ops.searchsorted(reached, drawn)", "ops.searchsorted(reached, drawn) + 1"),
+    ("quantizers", "revival draws what is masked", "error if weights is None else error * weights", "error"),
+    ("quantizers", "NaN enters the sums", "finite = ops.all(ops.isfinite(total))", "finite = ops.all(ops.isfinite(frequency))"),
+    ("quantizers", "adapt thaws", "if not quantizer.trainable:", "if False:"),
+    ("quantizers", "a seed is not kept", "seed=self.seed))", "seed=0))"),
+    ("quantizers", "random numbers are not saved", "if hasattr(self, \"seed_generator\"):", "if False:"),
+    ("quantizers", "a codes model is a constant", "if isinstance(given, keras.KerasTensor):", "if False:"),
+    ("quantizers", "metrics ignore the batch's size", "frequencies * ops.cast(sample_weight, self.dtype)", "frequencies"),
+    ("quantizers", "metrics are those of the last batch", "self.frequencies.assign_add(", "self.frequencies.assign("),
+    ("quantizers", "a given codebook of another shape", "if given not in ((), shape):", "if False:"),
+    ("rate", "bits cost nothing", "price = self.rate_weight * self.mean_distance.value", "price = 0.0 * self.mean_distance.value"),
+    ("rate", "the mean distance stays", "new = self.decay * old + (1 - self.decay) * new", "new = old"),
+    ("rate", "the mean distance is of a number, not of a vector", "vectors.shape[-1] * weighted_mean(gap, weights)",
+     "weighted_mean(gap, weights)"),
+    ("rate", "its config forgets the rate", "| {\"rate_weight\": self.rate_weight}", ""),
+    ("model", "sub-pixels in another order", "for axis in (i, i + rank)]", "for axis in (i + rank, i)]"),
+    ("model", "a residual block without its sum", "return layers.Add()([x, correction])", "return correction"),
+    ("model", "the loss ignores the variance",
+     "for x in (y, ops.cast(y_pred, \"float32\")))", "for x in (y, y_pred)) if False else (y, y_pred)"),
+    ("model", "the loss ignores sample weights", "keras.losses.MeanSquaredError()(y, y_pred, sample_weight=weights)",
+     "keras.losses.MeanSquaredError()(y, y_pred)"),
+    ("model", "mse ignores sample weights", "self.mse.update_state(error, weights)", "self.mse.update_state(error)"),
+    ("model", "a mask does not divide", "ops.maximum(ops.mean(_spread(mask, len(weights.shape))), 1e-7)", "1.0"),
+    ("model", "a mask does not reach the quantizer", "quantized = self.quantizer(vectors, mask=mask, training=training)",
+     "quantized = self.quantizer(vectors, training=training)"),
+    ("model", "metrics count batches", "self.perplexity.update_state(self.quantizer.frequencies, count)",
+     "self.perplexity.update_state(self.quantizer.frequencies, 1.0)"),
+    ("model", "what it draws leaves its range", "return signal if training else _clip(signal, self.value_range)", "return signal"),
+    ("model", "training draws are clipped", "return signal if training else _clip(signal, self.value_range)",
+     "return _clip(signal, self.value_range)"),
+    ("model", "labels may be targets", "if len(y.shape) != len(wanted) or _differ(y.shape[1:], wanted[1:]):", "if False:"),
+    ("model", "adapt looks at the first pictures only", "found = np.asarray(known(data))[:: max(-(-len(data) // limit), 1)]",
+     "found = np.asarray(known(data))[:limit]"),
+    ("model", "adapt does not measure", "self.variance.assign(max(float(np.var(signal)), 1e-6))", "pass"),
+    ("model", "adapt starts what was given",
+     "if self.quantizer.starts_from_data and self.quantizer.trainable:", "if self.quantizer.trainable:"),
+    ("model", "a generator is eaten", "if hasattr(data, \"__next__\"):", "if False:"),
+    ("model", "its config forgets the range", "_write_parts(self) | {\"value_range\": self.value_range}", "_write_parts(self)"),
+    ("model", "out of range passes in fit", "return own + rest + flaw", "return own + rest"),
+    ("model", "the networks' losses are called the quantizer's",
+     "self.added = sum(self.quantizer.losses)", "self.added = sum(self.losses)"),
+    ("priors", "Gumbel noise by the root of T", "noise *= np.float32(temperature)", "noise *= np.float32(temperature**0.5)"),
+    ("priors", "temperature does nothing", "noise *= np.float32(temperature)", "noise *= np.float32(1.0)"),
+    ("priors", "bits in nats", "- chosen) / np.log(2)", "- chosen)"),
+    ("priors", "the loss ignores sample weights", "loss = self.crossentropy(codes, y_pred, sample_weight=weights)",
+     "loss = self.crossentropy(codes, y_pred)"),
+    ("priors", "bits ignore sample weights", "/ np.log(2), of_map)", "/ np.log(2))"),
+    ("priors", "bits count what is masked", "ops.sum((nats + flaw[..., 0]) * real, axis=each)", "ops.sum(nats + flaw[..., 0], axis=each)"),
+    ("priors", "no class is the mean of logarithms", "likely = np.logaddexp2.reduce(-np.stack(each, dtype=\"float64\"))",
+     "likely = -np.mean(each, axis=0) + np.log2(self.num_classes)"),
+    ("priors", "what is kept does not stay",
+     "noise[(*np.nonzero(given), kept[given])] = 1e9", "noise[(*np.nonzero(given), kept[given])] = 1"),
+    ("priors", "classes are drawn evenly, whatever the start", "if given.any():", "if False:"),
+    ("priors", "codes after a hole decide the class, too", "y, mask=given)", "y, mask=kept >= 0)"),
+    ("priors", "a map out of range moves weights", "y_pred = ops.where(flawed, 0.0, ops.cast(y_pred, \"float32\"))",
+     "y_pred = ops.cast(y_pred, \"float32\") + flaw"),
+    ("priors", "out of range passes", "return ops.where(ops.any(flawed), np.nan, loss)", "return loss"),
+    ("priors", "a seed does nothing", "np.random.randint(2**31) if seed is None else seed", "0"),
+    ("priors", "the table counts without its start", "counts = np.full(self.table.shape, 0.5)", "counts = np.full(self.table.shape, 1.5)"),
+    ("priors", "a pair need not fit", "    if ours != theirs:", "    if False:"),
+    ("pixelcnn", "mask A is mask B", "self.reach + (self.mask == \"B\"):] = 0", "self.reach + 1:] = 0"),
+    ("pixelcnn", "the masked convolution has no activation", "return self.activation(x + self.bias)", "return x + self.bias"),
+    ("pixelcnn", "label biases are swapped", "list(zip(said[::2], said[1::2]))", "list(zip(said[1::2], said[::2]))"),
+    ("pixelcnn", "the vertical stack is not shifted", "v = _strip(prior, codes, row - 1, columns) + position",
+     "v = _strip(prior, codes, row, columns) + position"),
+    ("pixelcnn", "a new row keeps the old one's places",
+     "\"left\": [ops.zeros_like(x) for x in cache[\"left\"]]}", "\"left\": cache[\"left\"]}"),
+    ("pixelcnn", "dropout is always off",
+     "training=training)\n        return h + _everywhere", "training=False)\n        return h + _everywhere"),
+    ("pixelcnn", "the gate is a tanh", "ops.tanh(signal) * ops.sigmoid(gate)", "ops.tanh(signal) * ops.tanh(gate)"),
+    ("pixelcnn", "its config forgets dropout", "\"kernel_size\", \"dropout\", \"code_dropout\", \"seed\")",
+     "\"kernel_size\", \"code_dropout\", \"seed\")"),
+    ("pixelcnn", "logits follow the policy", "layers.Dense(self.num_codes, dtype=\"float32\", name=\"logits\")",
+     "layers.Dense(self.num_codes, name=\"logits\")"),
+    ("callbacks", "the first backup is written in place",
+     "part = self.folder / \"part.npz\"", "part = self.folder / f\"{epoch + 1:06}.npz\""),
+    ("callbacks", "the optimizer is not kept",
+     "return [*self.model.variables, *self.model.optimizer.variables]", "return [*self.model.variables]"),
+    ("callbacks", "a torn backup is an error", "            continue\n", "            raise\n"),
+    ("callbacks", "revival stops an epoch late", "early = epoch < self.after", "early = epoch - 1 < self.after"),
+    ("callbacks", "NaN goes on", "if not np.isfinite(float(loss)):", "if False:"),
+    ("callbacks", "the history begins anew", "append=True)", "append=False)"),
+    ("callbacks", "one backup is kept", "[:-2]:", "[:-1]:"),
+    ("scoring", "class accuracy averages over classes", "return float(np.mean(_in_batches(judge, images).argmax(axis=-1) == labels))",
+     "hit = _in_batches(judge, images).argmax(axis=-1) == labels; return float(np.mean([hit[labels == y].mean() for y in set(labels)]))"),
+    ("scoring", "no covariance in the distance", "- 2 * overlap", "- 0 * overlap"),
+    ("codebook", "shares by class are counts", "np.maximum(counts.sum(axis=1, keepdims=True), 1)", "1"),
+]
+
+
+def applied(text, old, new):
+    """The text with a fault; a line of a match may be folded otherwise than here, so blanks count as one."""
+    pattern = re.compile(r"\s+".join(re.escape(part) for part in old.split())) if "\n" not in old else re.compile(re.escape(old))
+    found = pattern.findall(text)
+    return (pattern.sub(lambda match: new, text) if len(found) == 1 else None), len(found)
+
+
+def copy(folder):
+    """A copy of what the tests need."""
+    for name in ("vqvae_tutorial", "tests", "book", "benchmarks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "vendor", "runs"))
+    for name in ("settings.ini", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+
+
+def noticed(folder, tests, limit):
+    """The first test that fails in a copy, "" if none does."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
+    try:
+        ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return f"more than {limit} s"
+    if ran.returncode == 0:
+        return ""
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", ran.stdout, flags=re.M)
+    return found[1].removeprefix("tests/") if found else f"exit code {ran.returncode}: {ran.stdout[-200:]!r}"
+
+
+def read_table():
+    if not TABLE.exists():
+        return {}
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        return {(row["module"], row["mutant"]): row["found by"] for row in csv.DictReader(file)}
+
+
+def write_table(results):
+    with TABLE.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["module", "mutant", "found by"])
+        writer.writerows([*key, by] for key, by in results.items())
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Put one-line faults into a copy of the package, and see which tests notice.")
+    parser.add_argument("words", nargs="*", help="try only those whose module or name holds one of these")
+    parser.add_argument("--check", action="store_true", help="only see whether each fault still finds its line")
+    parser.add_argument("--again", action="store_true", help="also those that the table has")
+    parser.add_argument("--limit", type=int, default=900, help="seconds for the tests of one fault")
+    options = parser.parse_args()
+    lost, chosen = [], []
+    for module, name, old, new in MUTANTS:
+        text = (ROOT / "vqvae_tutorial" / f"{module}.py").read_text(encoding="utf-8")
+        count = applied(text, old, new)[1]
+        if count != 1:
+            lost.append(f"{module}: {name}: its line is there {count} times")
+        if not options.words or any(word in f"{module} {name}" for word in options.words):
+            chosen.append((module, name, old, new))
+    print("\n".join([*lost, f"{len(MUTANTS)} faults, {len(MUTANTS) - len(lost)} find their line."]), flush=True)
+    if options.check:
+        return 1 if lost else 0
+    known = read_table()
+    results = {(module, name): known.get((module, name), "not tried") for module, name, _, _ in MUTANTS}
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        copy(folder)
+        whole = {}
+        for module, name, old, new in chosen:
+            if not (options.again or options.words) and results[module, name] not in ("not tried", "nothing"):
+                continue
+            path = folder / "vqvae_tutorial" / f"{module}.py"
+            text, start = path.read_text(encoding="utf-8"), time.monotonic()
+            changed, _ = applied(text, old, new)
+            if changed is None:
+                continue
+            tests = [test for test in TESTS[module] if (folder / test).exists()]
+            if module not in whole:  # tests that fail without any fault would find everything
+                whole[module] = noticed(folder, tests, options.limit)
+            if whole[module]:
+                print(f"{module}: {whole[module]} fails without any fault", flush=True)
+                continue
+            path.write_text(changed, encoding="utf-8")
+            by = noticed(folder, tests, options.limit)
+            path.write_text(text, encoding="utf-8")
+            results[module, name] = by or "nothing"
+            print(f"{time.monotonic() - start:5.0f} s  {module}: {name}: {results[module, name]}", flush=True)
+            write_table(results)
+    tried = [by for by in results.values() if by != "not tried"]
+    found = sum(by != "nothing" for by in tried)
+    print(f"{found} of {len(tried)} found{f' ({found / len(tried):.0%})' if tried else ''}; {len(results) - len(tried)} not tried.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

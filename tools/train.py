@@ -1,0 +1,167 @@
+"""Train the pair that ships, VQ-VAE and prior, on any backend: `python tools/train.py mnist`.
+
+    python tools/train.py mnist [--seed N] [--part vqvae|prior] [--quick] [--release] [--score]
+
+It trains by the very functions that chapters 3 and 6 call, and keeps both trainings in `nbs/runs`; for seed 0 in the folders
+where the chapters look, so that they go on from there and train nothing again. A training that was stopped goes on with the epoch
+it was at, on this machine or, when its folder has been copied, on another. `KERAS_BACKEND=jax` and the like choose the backend.
+The prior needs the VQ-VAE, which is trained first where it is not finished.
+
+The last line is a JSON object with what was measured on the test digits; it is also kept as `scores.json` beside the training, and
+a pair that was trained in full becomes a row of `vqvae_tutorial/results/recipes.csv`, which chapter 7 shows. `--score` trains
+nothing, and measures the pair that ships.
+`--quick` trains on 512 digits for two epochs, in folders of its own, to see that everything works. `--release` writes the weights of
+both, once they are trained, to `vqvae_tutorial/pretrained`, from where `load_pretrained` takes them: a pair is released together.
+"""
+import argparse
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+TABLE = ROOT / "vqvae_tutorial" / "results" / "recipes.csv"
+COLUMNS = ("recipe", "seed", "mse", "usage", "perplexity", "bits", "accuracy", "frechet", "frechet_drawn")
+SAMPLES, REFERENCE = 2_000, 5_000  # digits drawn, and test digits that they are held against
+HELD_OUT = 5_000  # of the training digits: the prior's best epoch is judged by them, as in chapter 6
+QUICK_DIGITS, QUICK_EPOCHS = 512, 2
+
+
+def folder(part, seed=0, quick=False):
+    """Where a training is kept."""
+    name = part + ("" if seed == 0 else f"_seed{seed}") + ("_quick" if quick else "")
+    return ROOT / "nbs" / "runs" / name
+
+
+def keep(part, seed, quick, scores):
+    """Writes and prints the scores of one part."""
+    rounded = {name: round(float(value), 6) for name, value in scores.items()}
+    line = json.dumps({"part": part, "seed": seed, "quick": quick, "backend": os.environ.get("KERAS_BACKEND", "")} | rounded)
+    (folder(part, seed, quick) / "scores.json").write_text(line + "\n", encoding="utf-8")
+    print(line, flush=True)
+
+
+def train(parts, seed=0, quick=False, data=None):
+    """Trains the parts that were asked for, and gives the pair.
+
+    Args:
+        parts: `["vqvae"]` or `["vqvae", "prior"]`; a prior is trained over the codes of a finished VQ-VAE.
+        seed: of the weights, the codebook's start, dropout and the order of the digits.
+        quick: whether to train next to nothing.
+        data: `Digits`; MNIST where it is not given.
+    """
+    import keras
+    import numpy as np
+
+    from vqvae_tutorial import load_mnist
+    from vqvae_tutorial.presets import build_mnist, train_prior, train_vqvae
+
+    digits = load_mnist() if data is None else data
+    count = QUICK_DIGITS if quick else len(digits.train.images)
+    images, labels = digits.train.images[:count], digits.train.labels[:count]
+    test, test_labels = digits.test.images[:count], digits.test.labels[:count]
+    options = {"verbose": 1 if sys.stdout.isatty() else 2} | ({"epochs": QUICK_EPOCHS} if quick else {})
+
+    keras.utils.set_random_seed(seed)
+    model, prior = build_mnist(seed)
+    print(f"VQ-VAE of {count:,} digits, in {folder('vqvae', seed, quick).relative_to(ROOT)}", flush=True)
+    train_vqvae(model, images, folder("vqvae", seed, quick), validation_data=(test, test), **options)
+    keep("vqvae", seed, quick, model.evaluate(test, batch_size=250, verbose=0, return_dict=True))
+    if "prior" in parts:
+        codes, test_codes = model.encode(images), model.encode(test)
+        learned = count - min(HELD_OUT, count // 4)
+        held_out = ({"codes": codes[learned:], "label": labels[learned:]},)
+        print(f"prior over its codes, in {folder('prior', seed, quick).relative_to(ROOT)}", flush=True)
+        keras.utils.set_random_seed(seed)
+        train_prior(prior, codes[:learned], labels[:learned], folder("prior", seed, quick), validation_data=held_out, **options)
+        keep("prior", seed, quick, {"bits": np.mean(prior.bits(test_codes, test_labels))})
+    return model, prior
+
+
+def measure(model, prior, digits):
+    """Error, bits and samples of a pair, on test digits and by the judge of the appendix: `COLUMNS` from `mse` on."""
+    import numpy as np
+
+    from vqvae_tutorial.quantization import perplexity
+    from vqvae_tutorial.scoring import class_accuracy, features, frechet_distance, load_judge
+
+    images, labels = digits.test
+    codes, judge = model.encode(images), load_judge()
+    again, frequencies = model.decode(codes), np.bincount(codes.ravel(), minlength=prior.num_codes)
+    order = np.random.default_rng(0).permutation(len(images))
+    reference, others = order[:REFERENCE], order[REFERENCE : REFERENCE + SAMPLES]
+    asked = np.arange(SAMPLES, dtype="int32") % 10
+    drawn = model.decode(prior.sample(SAMPLES, label=asked, seed=0))
+    real = features(judge, images[reference])
+    return {"mse": np.mean((again - images) ** 2), "usage": np.count_nonzero(frequencies), "perplexity": float(perplexity(frequencies)),
+            "bits": np.mean(prior.bits(codes, labels)), "accuracy": class_accuracy(judge, drawn, asked),
+            "frechet": frechet_distance(real, features(judge, drawn)),
+            "frechet_drawn": frechet_distance(real, features(judge, again[others]))}
+
+
+def add_row(model, seed, scores):
+    """Puts a row into the table, in the place of the one that the same recipe and seed had."""
+    rows = []
+    if TABLE.exists():
+        with TABLE.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    row = {"recipe": f"charge λ = {model.quantizer.rate_weight}", "seed": str(seed)} | {
+        name: f"{float(value):.6g}" for name, value in scores.items()}
+    key = lambda row: (row["recipe"], int(row["seed"]))
+    rows = sorted([other for other in rows if key(other) != key(row)] + [row], key=key)
+    part = TABLE.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(part, TABLE)
+    print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def release(model, prior):
+    """Writes the weights that the package ships."""
+    from vqvae_tutorial.presets import build_mnist
+
+    for trained, part, kind in zip((model, prior), build_mnist(), ("vqvae", "prior")):
+        part.set_weights(trained.get_weights())  # a model that was never compiled, so that no optimizer is written
+        path = ROOT / "vqvae_tutorial" / "pretrained" / f"mnist_{kind}.weights.h5"
+        part.save_weights(path)
+        print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1e6:.1f} MB", flush=True)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=["mnist"], help="what to train")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0, the one that ships")
+    parser.add_argument("--part", choices=["vqvae", "prior"], help="default: both; a prior also needs its VQ-VAE")
+    parser.add_argument("--quick", action="store_true", help="two epochs on 512 digits")
+    parser.add_argument("--release", action="store_true", help="write the weights that the package ships")
+    parser.add_argument("--score", action="store_true", help="train nothing, and measure the pair that ships")
+    chosen = parser.parse_args(arguments)
+    if chosen.release and (chosen.quick or chosen.part == "vqvae"):
+        parser.error("--release needs both parts, fully trained: leave out --quick and --part vqvae")
+    if chosen.score:
+        from vqvae_tutorial import load_mnist, load_pretrained
+
+        pair = load_pretrained(chosen.name)
+        add_row(pair[0], 0, measure(*pair, load_mnist()))
+        return 0
+    try:
+        pair = train(["vqvae"] if chosen.part == "vqvae" else ["vqvae", "prior"], chosen.seed, chosen.quick)
+        if chosen.part != "vqvae" and not chosen.quick:
+            from vqvae_tutorial import load_mnist
+
+            add_row(pair[0], chosen.seed, measure(*pair, load_mnist()))
+        if chosen.release:
+            release(*pair)
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
