@@ -2,7 +2,8 @@
 
 From the network of the Keras tutorial on VQ-VAEs (one stack of masked convolutions) to that of chapter 6, each row adds one change
 to the row above. All train on the codes that the shipped VQ-VAE gives the first 55,000 training digits, for equally many epochs, with
-batches of 128 and Adam; of each, the epoch that is best on the last 5,000 is kept. The table holds bits per digit of train, validation and test.
+batches of 128 and Adam; of each, the epoch that is best on the last 5,000 is kept. The table holds bits per digit of train,
+validation and test.
 """
 import argparse
 import os
@@ -16,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from keras import layers, ops  # noqa: E402
+from keras import layers  # noqa: E402
 from measure import made_with, write  # noqa: E402
 
 from vqvae_tutorial import load_mnist, load_pretrained  # noqa: E402
