@@ -174,6 +174,14 @@ def test_hash_of_a_cell_with_magics_follows_its_text():
     assert outputs_hash(notebook("%time x")) != outputs_hash(notebook("%time y"))
 
 
+def test_a_full_run_refuses_a_sample_of_the_digits():
+    from vqvae_tutorial.data import SAMPLE
+
+    command = [sys.executable, str(ROOT / "book" / "reproduce.py"), str(chapters()[0])]
+    stopped = subprocess.run(command, env={**os.environ, "VQVAE_TUTORIAL_MNIST": str(SAMPLE)}, capture_output=True, text=True)
+    assert stopped.returncode == 2 and "A full run wants all 70,000 digits of MNIST. Received: 8,000." in stopped.stderr
+
+
 def test_reproducing_twice_gives_the_same_bytes_and_a_failure_changes_nothing(tmp_path, monkeypatch):
     import reproduce
 
