@@ -254,7 +254,7 @@ class Quantizer(StateLayer):
     def learn(self, vectors, quantized, codes, weights, training):
         """Adds losses, and moves the state if `training`; `weights` are a mask's, or `None`."""
 
-# %% ../nbs/02_quantizer_layer.ipynb #fafe2fa3
+# %% ../nbs/02_quantizer_layer.ipynb #c04fb501
 #| code-fold: true
 def _checked_weight(value, name):
     if not value >= 0:
@@ -277,6 +277,15 @@ def _initializer(start):
     return keras.initializers.get(start)
 
 
+def _start_of_codebook(initializer, shape, seed):
+    """The initializer, a random one until k-means; or an error, if an array does not fit."""
+    given = np.shape(getattr(initializer, "value", 0.0))
+    if given not in ((), shape):
+        raise _refusal("embeddings_initializer", f"an array of shape (K, D) = {shape}",
+                       f"shape {given}", "Give K rows, as long as the encoder's vectors.")
+    return keras.initializers.RandomUniform(seed=seed) if initializer == "kmeans" else initializer
+
+
 def _to_adapt_to(quantizer, vectors):
     """Vectors as an array, and the quantizer built for them; or an error, if it is frozen."""
     if not quantizer.trainable:
@@ -289,7 +298,7 @@ def _to_adapt_to(quantizer, vectors):
     _last_axis(vectors.shape, quantizer.embedding_dim)
     return vectors
 
-# %% ../nbs/02_quantizer_layer.ipynb #9ba8e0ec
+# %% ../nbs/02_quantizer_layer.ipynb #98be4fe3
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class CodebookQuantizer(Quantizer):
     """Replaces each vector by its nearest embedding, in a codebook that stays as it starts.
@@ -309,13 +318,8 @@ class CodebookQuantizer(Quantizer):
 
     def build(self, input_shape):
         super().build(input_shape)
-        uniform = keras.initializers.RandomUniform(seed=self.seed)
-        start = uniform if self.starts_from_data else self.embeddings_initializer
         shape = (self.num_codes, self.embedding_dim)
-        given = np.shape(getattr(start, "value", 0.0))
-        if given not in ((), shape):
-            raise _refusal("embeddings_initializer", f"an array of shape (K, D) = {shape}",
-                           f"shape {given}", "Give K rows, as long as the encoder's vectors.")
+        start = _start_of_codebook(self.embeddings_initializer, shape, self.seed)
         self.codebook = self.add_state("codebook", shape, start, self.learns_by_gradient)
 
     @property

@@ -54,7 +54,8 @@ class EntropyConstrainedQuantizer(VectorQuantizerEMA):
     Args:
         num_codes: K, the number of embeddings.
         rate_weight: λ, the price of a bit in mean squared distances; 0 charges nothing.
-        revival_threshold, **kwargs: see `VectorQuantizerEMA`.
+        revival_threshold: see `VectorQuantizerEMA`.
+        **kwargs: see `VectorQuantizerEMA`.
     """
 
     def __init__(self, num_codes, rate_weight=0.1, revival_threshold=0.0, **kwargs):
