@@ -20,8 +20,6 @@ from vqvae_tutorial.model import (
     upsample,
 )
 
-SIGNALS = {"sound": (64, 1), "stereo": (32, 2), "picture": (16, 24, 3), "film": (4, 8, 8, 3)}
-
 
 @pytest.fixture(scope="module")
 def images():
@@ -96,25 +94,6 @@ def test_relative_error_is_one_for_the_mean():
     assert float(relative_error(y, half, 1.0, np.broadcast_to(weights, (8, 6)))) == pytest.approx(0.5, rel=1e-5)
 
 
-def test_without_adapt_the_variance_is_that_of_the_batch(images):
-    model = tiny()
-    assert float(model.variance) == 0
-    scores = model.evaluate(images, batch_size=300, verbose=0, return_dict=True)
-    assert scores["loss"] == pytest.approx(scores["mse"] / images.var() + scores["quantizer_loss"], rel=1e-4)
-    model.fit(images, verbose=0)
-    assert float(model.variance) == 0  # `fit` measures nothing
-
-
-def test_adapt_sees_all_of_an_array(images):
-    x = np.concatenate([np.zeros((500, 28, 28, 1), "float32"), images])
-    model = tiny(adapt_to=x)
-    assert float(model.variance) == pytest.approx(x.var(), rel=1e-4)
-    vectors = numpy(model.encoder(x)).reshape(-1, 4)
-    expected = VectorQuantizerEMA(16, seed=0)
-    expected.adapt(vectors)
-    np.testing.assert_allclose(numpy(model.quantizer.embeddings), numpy(expected.embeddings), atol=1e-5)
-
-
 def test_some_examples_are_spread_over_the_array():
     assert some_examples(np.arange(10), 4).tolist() == [0, 3, 6, 9]
     assert some_examples(np.arange(3), 4).tolist() == [0, 1, 2]
@@ -155,107 +134,10 @@ def test_weights_of_one_and_zero(pretrained, images):
     assert scores["loss"] - scores["quantizer_loss"] == pytest.approx(alone["mse"] / float(pretrained.variance) / 2, rel=1e-3)
 
 
-def test_weights_of_zero_train_no_decoder(images):
-    model = tiny(adapt_to=images)
-    before = [numpy(weight) for weight in model.decoder.trainable_weights]
-    model.fit(images, images, sample_weight=np.zeros(300), verbose=0)
-    for old, new in zip(before, model.decoder.trainable_weights):
-        np.testing.assert_array_equal(old, numpy(new))
-
-
-def test_validation_data_may_have_weights(images):
-    model = tiny(adapt_to=images)
-    weights = np.repeat([1.0, 0.0], 50)
-    history = model.fit(images, verbose=0, validation_data=(images[:100], images[:100], weights)).history
-    assert history["val_mse"][0] == pytest.approx(model.evaluate(images[:50], verbose=0, return_dict=True)["mse"], rel=1e-4)
-
-
 # ---------------------------------------------------------------- compile
 
 
-class PerExample(keras.losses.Loss):
-    def call(self, y_true, y_pred):
-        return ops.mean(ops.abs(y_true - y_pred), axis=(1, 2, 3))
-
-
-LOSSES = {"name": "mae", "loss": keras.losses.MeanAbsoluteError(), "an example": PerExample(),
-          "function of places": lambda y, drawn: ops.mean(ops.abs(y - drawn), axis=-1),
-          "function of examples": lambda y, drawn: ops.mean(ops.abs(y - drawn), axis=(1, 2, 3))}
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_of_ones_own_is_taken_as_it_is(images, name):
-    x = images[:28]  # as many as a picture has columns, where weights of another axis would go unnoticed
-    model = tiny(adapt_to=images)
-    model.compile("adam", loss=LOSSES[name], metrics=["mae"], run_eagerly=True)
-    each = np.mean(np.abs(model.predict(x, verbose=0) - x), axis=(1, 2, 3))
-    scores = model.evaluate(x, batch_size=28, verbose=0, return_dict=True)
-    assert scores["mae"] == pytest.approx(each.mean(), rel=1e-4)
-    assert scores["loss"] == pytest.approx(each.mean() + scores["quantizer_loss"], rel=1e-4)
-    weights = np.linspace(0, 3, 28)
-    scores = model.evaluate(x, x, sample_weight=weights, batch_size=28, verbose=0, return_dict=True)
-    assert scores["loss"] == pytest.approx(np.mean(weights * each) + scores["quantizer_loss"], rel=1e-4)
-
-
-@pytest.mark.parametrize("options", [{"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 3},
-                                     {"loss": "mae", "metrics": ["mae"], "weighted_metrics": ["mse"]}], ids=str)
-def test_every_way_to_compile_trains_alike(images, options):
-    def trained(**options):
-        model = tiny(adapt_to=images)
-        model.compile(keras.optimizers.SGD(0.01), **{"jit_compile": False} | options)
-        return model, model.fit(images[:192], verbose=0, shuffle=False, epochs=2).history
-
-    model, history = trained(**options)
-    assert np.isfinite(history["loss"]).all()
-    if "loss" not in options:
-        plain, expected = trained()
-        assert history["loss"] == pytest.approx(expected["loss"], rel=1e-3)
-        same_weights(model.trainable_weights, plain.trainable_weights, atol=1e-4)
-
-
-def test_a_training_step_by_hand(images):
-    model, by_fit = tiny(adapt_to=images), tiny(adapt_to=images)
-    by_fit.fit(images[:64], batch_size=64, verbose=0)
-    loss = model.train_on_batch(images[:64])
-    assert np.isfinite(loss).all()
-    same_weights(model.trainable_weights, by_fit.trainable_weights, atol=1e-5)
-    with tf.GradientTape() as tape:
-        loss = model.compute_loss(images[:64], y_pred=model(images[:64], training=True))
-    assert all(gradient is not None for gradient in tape.gradient(loss, [w.value for w in model.encoder.trainable_weights]))
-
-
 # ---------------------------------------------------------------- data
-
-
-@pytest.mark.parametrize("form", ["array", "pairs", "dataset", "dataset of pairs", "dataset of dicts", "dict", "PyDataset"])
-def test_fit_takes_data_in_every_form(images, form):
-    class Batches(keras.utils.PyDataset):
-        def __len__(self):
-            return 3
-
-        def __getitem__(self, index):
-            return (images[index * 100 : index * 100 + 100],)
-
-    dataset = tf.data.Dataset.from_tensor_slices(images).batch(100)
-    data = {"array": (images,), "pairs": (images, images), "dataset": (dataset,), "dict": ({"signal": images},),
-            "dataset of dicts": (dataset.map(lambda x: {"signal": x}),),
-            "dataset of pairs": (dataset.map(lambda x: (x, x)),), "PyDataset": (Batches(),)}[form]
-    model = tiny(adapt_to=data[0])
-    assert float(model.variance) == pytest.approx(images.var(), rel=1e-3)
-    size = {"batch_size": 100} if form in ("array", "pairs", "dict") else {}
-    history = model.fit(*data, verbose=0, epochs=3, shuffle=False, **size).history
-    assert history["loss"][-1] < history["loss"][0]
-    expected = tiny(adapt_to=images).fit(images, batch_size=100, shuffle=False, verbose=0).history
-    assert history["mse"][0] == pytest.approx(expected["mse"][0], rel=1e-3)
-
-
-def test_validation_split_and_generators(images):
-    model = tiny(adapt_to=images)
-    assert "val_mse" in model.fit(images, validation_split=0.2, verbose=0).history
-    seen = []
-    count = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(batch))
-    model.fit(((images[i : i + 50],) for i in range(0, 300, 50)), verbose=0, callbacks=[count])
-    assert len(seen) == 6
 
 
 def test_adapt_uses_up_no_generator(images):
@@ -263,19 +145,6 @@ def test_adapt_uses_up_no_generator(images):
     with pytest.raises(ValueError, match="generator"):
         tiny().adapt(batches)
     assert len(list(batches)) == 6
-
-
-class Endless(keras.utils.PyDataset):
-    num_batches = None
-
-    def __getitem__(self, index):
-        return (np.zeros((500, 28, 28, 1), "float32") + index % 2,)
-
-
-def test_adapt_ends_on_endless_data():
-    model = tiny(adapt_to=Endless())
-    assert float(model.variance) == pytest.approx(0.25, abs=0.01)
-    tiny(adapt_to=tf.data.Dataset.from_tensors(np.zeros((8, 28, 28, 1), "float32")).repeat())
 
 
 @pytest.mark.parametrize("nothing", [[], np.zeros((0, 28, 28, 1)), tf.data.Dataset.from_tensor_slices(np.zeros((0, 28, 28, 1))).batch(4)],
@@ -294,17 +163,6 @@ def test_a_missing_channel_axis_changes_nothing(images):
         assert with_axis == pytest.approx(without, rel=1e-5)
 
 
-def test_codes_in_a_pipeline_follow_training(images):
-    model = tiny(adapt_to=images)
-    dataset = tf.data.Dataset.from_tensor_slices(images).batch(100)
-    codes = dataset.map(model.encode)
-    model.fit(images, verbose=0, epochs=2)
-    mapped = np.concatenate([numpy(part) for part in codes])
-    np.testing.assert_array_equal(mapped, model.encode(images))
-    drawn = np.concatenate([numpy(part) for part in codes.map(model.decode)])
-    np.testing.assert_allclose(drawn, model.decode(mapped), atol=1e-5)
-
-
 def test_other_targets_can_be_learned(images):
     model = tiny(adapt_to=images)
     assert model.evaluate(images, 1 - images, verbose=0, return_dict=True)["mse"] == pytest.approx(
@@ -312,96 +170,6 @@ def test_other_targets_can_be_learned(images):
 
 
 # ---------------------------------------------------------------- signals of every rank
-
-
-@pytest.mark.parametrize("kind", SIGNALS)
-def test_signals_of_every_rank_train_and_are_kept(kind, tmp_path):
-    shape = SIGNALS[kind]
-    x = signals(shape)
-    model = tiny(shape, adapt_to=x)
-    history = model.fit(x, epochs=8, verbose=0).history
-    assert history["loss"][-1] < 0.9 * history["loss"][0]
-    codes = model.encode(x)
-    assert codes.shape == (len(x), *(size // 4 for size in shape[:-1])) and codes.dtype == "int32"
-    drawn = model.decode(codes)
-    assert drawn.shape == x.shape and drawn.dtype == "float32"
-    np.testing.assert_allclose(drawn, model.predict(x, verbose=0), atol=1e-5)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.encode(x), codes)
-    np.testing.assert_array_equal(loaded.decode(codes), drawn)
-
-
-def conditioned(adapt_to):
-    keras.utils.set_random_seed(0)
-    speaker, embeddings = keras.Input((), name="speaker", dtype="int32"), keras.Input((16, 4), name="embeddings")
-    who = layers.RepeatVector(16)(layers.Embedding(3, 6)(speaker))
-    drawn = build_decoder((64, 1), 10, filters=8, residual_blocks=1)(layers.Concatenate()([embeddings, who]))
-    decoder = keras.Model({"embeddings": embeddings, "speaker": speaker}, drawn)
-    model = VQVAE(build_encoder((64, 1), 4, filters=8, residual_blocks=1), decoder, VectorQuantizerEMA(16, seed=0))
-    model.adapt(adapt_to)
-    model.compile(keras.optimizers.Adam(3e-3), weighted_metrics=["mae"], run_eagerly=True)
-    return model
-
-
-def test_a_condition_reaches_the_decoder(tmp_path):
-    who = np.arange(96) % 3
-    x = {"signal": signals((64, 1)) + who[:, None, None].astype("float32"), "speaker": who}
-    model = conditioned(x)
-    assert float(model.variance) == pytest.approx(x["signal"].var(), rel=1e-4)
-    history = model.fit(x, epochs=8, verbose=0, validation_data=(x,)).history
-    assert history["loss"][-1] < 0.9 * history["loss"][0] and "val_mae" in history
-    codes = model.encode(x)
-    np.testing.assert_array_equal(codes, model.encode(x["signal"]))
-    drawn = model.decode(codes, speaker=who, batch_size=40)
-    np.testing.assert_allclose(drawn, model.predict(x, verbose=0), atol=1e-5)
-    others = model.decode(codes, speaker=(who + 1) % 3)
-    assert np.abs(others - drawn).mean() > 0.05
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.decode(codes, speaker=who), drawn)
-    with pytest.raises(ValueError, match="length"):
-        model.decode(codes, speaker=who[:5])
-    graph = tf.data.Dataset.from_tensor_slices((codes, who)).batch(96).map(lambda c, s: model.decode(c, speaker=s))
-    np.testing.assert_allclose(next(iter(graph)), drawn, atol=1e-5)
-
-
-@keras.saving.register_keras_serializable("tests")
-class Down(keras.Model):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.convolution = layers.Conv2D(4, 4, 4)
-
-    def call(self, x):
-        return self.convolution(x)
-
-
-@keras.saving.register_keras_serializable("tests")
-class Up(keras.Model):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.convolution = layers.Conv2DTranspose(1, 4, 4)
-
-    def call(self, x):
-        return self.convolution(x)
-
-
-@pytest.mark.parametrize("first", ["adapt", "fit", "encode"])
-def test_encoders_and_decoders_may_be_subclassed(images, tmp_path, first):
-    keras.utils.set_random_seed(0)
-    model = VQVAE(Down(), Up(), VectorQuantizerEMA(16, seed=0))
-    model.compile("adam", run_eagerly=True)
-    getattr(model, first)(images, **{"verbose": 0} if first == "fit" else {})
-    model.adapt(images)
-    history = model.fit(images, epochs=3, verbose=0).history
-    assert history["loss"][-1] < history["loss"][0]
-    assert model.code_shape == (7, 7) and model.signal_shape == (28, 28, 1)
-    codes, drawn = model.encode(images), model.predict(images, verbose=0)
-    assert codes.shape == (300, 7, 7)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.encode(images), codes)
-    np.testing.assert_allclose(loaded.predict(images, verbose=0), drawn, atol=1e-6)
 
 
 # ---------------------------------------------------------------- masks
@@ -417,39 +185,6 @@ def patchwise():
     model.variance.assign(0.1)
     model.compile(keras.optimizers.SGD(0.1), weighted_metrics=["mae"], run_eagerly=True)
     return model
-
-
-def test_padding_behind_a_mask_changes_nothing():
-    short = signals((24, 1), 60)
-    padded = {"signal": np.pad(short, [(0, 0), (0, 40), (0, 0)], constant_values=7), "mask": np.tile(np.arange(64) < 24, (60, 1))}
-    ours, theirs = patchwise(), patchwise()
-    for _ in range(2):
-        alone = ours.fit(short, batch_size=20, verbose=0, shuffle=False).history
-        masked = theirs.fit(padded, batch_size=20, verbose=0, shuffle=False).history
-        assert alone.keys() == masked.keys()
-        for name in alone:
-            assert masked[name] == pytest.approx(alone[name], rel=1e-4), name
-    same_weights(ours.weights[:-1], theirs.weights[:-1], atol=1e-5)
-    whole = theirs.evaluate(padded["signal"], verbose=0, return_dict=True)
-    assert whole["mse"] > 2 * masked["mse"][0]  # the mask did something
-
-
-def test_masked_metrics_do_not_depend_on_the_batches():
-    x, lengths = signals((64, 1), 50), np.repeat([64, 16, 8], [10, 20, 20])
-    given = {"signal": x, "mask": np.arange(64) < lengths[:, None]}
-    model = patchwise()
-    model.variance.assign(0.1)
-    at_once, uneven = (model.evaluate(given, batch_size=size, verbose=0, return_dict=True) for size in (50, 13))
-    error = np.square(model.predict(x, verbose=0) - x)[..., 0]
-    real = given["mask"]
-    codes = model.encode(x)[real[:, ::8]]
-    share = np.bincount(codes, minlength=8) / len(codes)
-    perplexity = 2 ** -np.sum(share[share > 0] * np.log2(share[share > 0]))
-    for scores in (at_once, uneven):
-        assert scores["mse"] == pytest.approx(error[real].mean(), rel=1e-4)
-        assert scores["mae"] == pytest.approx(np.sqrt(error)[real].mean(), rel=1e-4)
-        assert scores["perplexity"] == pytest.approx(perplexity, rel=1e-4)
-    assert at_once["loss"] - at_once["quantizer_loss"] == pytest.approx(error[real].mean() / 0.1, rel=1e-4)
 
 
 def test_masks_and_weights_go_together():
@@ -523,49 +258,6 @@ def test_fit_adapts_nothing(images, tmp_path, monkeypatch):
     monkeypatch.setattr(VectorQuantizer, "adapt", lambda *_: pytest.fail("adapted again"))
     assert float(loaded.variance) == float(model.variance)
     loaded.fit(images, verbose=0)
-
-
-def test_adapt_leaves_a_given_or_frozen_codebook(images):
-    book = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
-    given = tiny(quantizer=VectorQuantizerEMA(16, embeddings_initializer=book, revival_threshold=0), adapt_to=images)
-    np.testing.assert_array_equal(numpy(given.quantizer.embeddings), book)
-    frozen = tiny()
-    before = numpy(frozen.quantizer.embeddings)
-    frozen.quantizer.trainable = False
-    frozen.adapt(images)
-    frozen.compile("adam", run_eagerly=True)
-    frozen.fit(images, verbose=0)
-    np.testing.assert_array_equal(numpy(frozen.quantizer.embeddings), before)
-    assert float(frozen.variance) == pytest.approx(images.var(), rel=1e-4)
-
-
-def test_same_seed_same_model(images):
-    def trained():
-        model = tiny(adapt_to=images, eager=False)
-        model.fit(images, verbose=0, epochs=2)
-        return model
-
-    same_weights(trained().weights, trained().weights, atol=1e-4)
-
-
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64"])
-def test_policies_are_kept_to_the_bit(images, tmp_path, policy):
-    keras.config.set_dtype_policy(policy)
-    try:
-        model = tiny(adapt_to=images)
-        history = model.fit(images, verbose=0, epochs=2).history
-        assert np.isfinite(history["loss"]).all()
-        codes, drawn = model.encode(images), model.predict(images, verbose=0)
-        model.save(tmp_path / "model.keras")
-    finally:
-        keras.config.set_dtype_policy("float32")
-    assert {str(weight.dtype) for weight in model.quantizer.weights} == {"float32"}
-    assert drawn.dtype == np.float32
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    ours, theirs = ([layer.dtype_policy.name for layer in each.encoder.layers[1:]] for each in (model, loaded))  # an input has none
-    assert ours == theirs and policy in ours
-    np.testing.assert_array_equal(loaded.encode(images), codes)
-    np.testing.assert_array_equal(loaded.predict(images, verbose=0), drawn)
 
 
 def test_a_stopped_training_goes_on(images, tmp_path):
@@ -680,23 +372,6 @@ def test_encode_refuses(pretrained, bad, message):
 def test_decode_refuses(pretrained, bad, message):
     with pytest.raises(ValueError, match=message):
         pretrained.decode(bad)
-
-
-@pytest.mark.parametrize("use", ["fit", "evaluate", "dataset", "validation", "one-hot"])
-def test_labels_are_no_targets(images, use):
-    model, labels = tiny(adapt_to=images), load_mnist().train.labels[:300]
-    pairs = tf.data.Dataset.from_tensor_slices((images, labels)).batch(28)
-    with pytest.raises(ValueError, match="labels"):
-        if use == "fit":
-            model.fit(images, labels, batch_size=28, verbose=0)
-        elif use == "evaluate":
-            model.evaluate(images, labels, verbose=0)
-        elif use == "dataset":
-            model.fit(pairs, verbose=0)
-        elif use == "validation":
-            model.fit(images, validation_data=pairs, verbose=0)
-        else:
-            model.fit(images, np.eye(10)[labels], verbose=0)
 
 
 @pytest.mark.parametrize("parts, message", [
