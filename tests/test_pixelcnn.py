@@ -1,10 +1,8 @@
 """What chapter 6 cannot show: odd shapes, probabilities that add up, files, and input that does not fit."""
-import itertools
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from vqvae_tutorial import load_pretrained
 from vqvae_tutorial.pixelcnn import GatedLayer, MaskedConv2D, PixelCNN, build_ungated_pixelcnn
@@ -75,29 +73,6 @@ def test_layers_come_back_from_their_config():
         assert again.get_config() == layer.get_config()
 
 
-@pytest.mark.parametrize("classes", [None, 3])
-def test_probabilities_add_up_to_one(classes):
-    prior = shaken(PixelCNN(2, (2, 3), classes, filters=4, num_layers=3), seed=3)
-    every = np.array(list(itertools.product((0, 1), repeat=6)), "int32").reshape(-1, 2, 3)
-    labels = [None] + ([0, 2] if classes else [])
-    for label in labels:
-        assert np.sum(2.0 ** -prior.bits(every, label, batch_size=7)) == pytest.approx(1, abs=1e-5)
-    if classes:
-        each = np.stack([2.0 ** -prior.bits(every, label) for label in range(classes)])
-        np.testing.assert_allclose(2.0 ** -prior.bits(every), each.mean(0), rtol=1e-4)
-
-
-@pytest.mark.parametrize("classes", [None, 2])
-def test_draws_as_often_as_probable(classes):
-    prior = shaken(PixelCNN(2, (2, 2), classes, filters=4, num_layers=2), seed=5)
-    every = np.array(list(itertools.product((0, 1), repeat=4)), "int32").reshape(-1, 2, 2)
-    wanted = 2.0 ** -prior.bits(every)
-    drawn = prior.sample(20_000, seed=0, batch_size=4000)
-    index = drawn.reshape(-1, 4) @ [8, 4, 2, 1]
-    found = np.bincount(index, minlength=16) / len(index)
-    assert np.abs(found - wanted).max() < 5 * np.sqrt(0.25 / len(index))
-
-
 @pytest.mark.parametrize("shape, kernel_size, layers", SHAPES)
 @pytest.mark.parametrize("classes", [None, 4])
 def test_cached_sampler_is_exact(shape, kernel_size, layers, classes):
@@ -138,48 +113,6 @@ def test_completion_keeps_the_start():
     own = draw((5, 4), 6, 6)
     np.testing.assert_array_equal(prior.sample(6, start=own, seed=0), own)
     np.testing.assert_array_equal(prior.sample(2, start=np.full((5, 4), -1), seed=0), prior.sample(2, seed=0))
-
-
-def test_completion_draws_the_class_that_fits():
-    prior = PixelCNN(4, (4, 3), 2, filters=8, num_layers=2, dropout=0.0, seed=0)
-    labels = np.arange(400) % 2
-    codes = np.where(labels[:, None, None] == 0, draw((4, 3), 2, 400), 2 + draw((4, 3), 2, 400, seed=1))
-    prior.compile(keras.optimizers.Adam(1e-2))
-    prior.fit({"codes": codes, "label": labels}, epochs=8, batch_size=50, verbose=0)
-    start = np.where(np.arange(4)[:, None] < 2, codes[1], -1)
-    drawn = prior.sample(50, start=start, seed=0)
-    assert (drawn >= 2).mean() > 0.9
-
-
-def test_fit_learns_and_reports_bits():
-    codes = np.zeros((256, 4, 4), "int32")
-    codes[:, :, 0] = draw((4,), 3, 256)
-    codes[:, :, 1:] = codes[:, :, :1]  # a row is one colour: 4 · log2(3) bits
-    prior = PixelCNN(3, (4, 4), filters=16, num_layers=3, dropout=0.0, seed=0)
-    prior.compile(keras.optimizers.Adam(1e-2))
-    history = prior.fit(codes, epochs=30, batch_size=64, validation_data=(codes,), verbose=0).history
-    assert history["val_bits"][-1] == pytest.approx(4 * np.log2(3), abs=0.5)
-    scores = prior.evaluate(codes, verbose=0, return_dict=True)
-    assert scores["bits"] == pytest.approx(prior.bits(codes).mean(), rel=1e-3)
-    assert scores["loss"] == pytest.approx(scores["bits"] * np.log(2) / 16, rel=1e-3)
-
-
-def test_sample_weight_and_validation_split():
-    prior = PixelCNN(3, (2, 2), 2, filters=4, num_layers=1)
-    prior.compile("adam")
-    codes = draw((2, 2), 3, 40)
-    inputs = {"codes": codes, "label": np.arange(40) % 2}
-    history = prior.fit(inputs, codes, validation_split=0.25, sample_weight=np.ones(40), verbose=0).history
-    assert {"bits", "val_bits", "loss", "val_loss"} <= set(history)
-
-
-def test_datasets(tmp_path):
-    codes, labels = draw((2, 2), 3, 40), (np.arange(40) % 2).astype("int32")
-    prior = PixelCNN(3, (2, 2), 2, filters=4, num_layers=1)
-    prior.compile("adam")
-    data = tf.data.Dataset.from_tensor_slices({"codes": codes, "label": labels}).batch(8)
-    assert prior.fit(data, validation_data=data, epochs=1, verbose=0).history["val_bits"][0] > 0
-    assert prior.evaluate(data, verbose=0, return_dict=True)["bits"] == pytest.approx(prior.bits(codes, labels).mean(), rel=1e-3)
 
 
 @pytest.mark.parametrize("classes", [None, 3])
@@ -244,28 +177,6 @@ def test_bad_labels(prior, name):
     for use in (lambda: prior.bits(GOOD, label), lambda: prior.sample(8, label=label), lambda: prior(given(GOOD, label))):
         with pytest.raises(ValueError, match="`label` must be integers .*Received: "):
             use()
-
-
-@pytest.mark.parametrize("codes, label", [(GOOD + 3, np.zeros(8, "int32")), (GOOD, np.full(8, 5, "int32"))])
-def test_out_of_range_inside_a_graph(codes, label):
-    prior = fresh()
-    if keras.backend.backend() == "torch":
-        pytest.skip("nothing is compiled there, so it raises")
-    assert np.isnan(prior.evaluate(given(codes, label), verbose=0, return_dict=True)["loss"])
-    assert np.isnan(prior.predict(given(codes, label), verbose=0)).any()
-    before = prior.get_weights()
-    assert np.isnan(prior.fit(given(codes, label), verbose=0).history["loss"][0])
-    for old, new in zip(before, prior.get_weights(), strict=True):
-        np.testing.assert_array_equal(new, old)
-
-
-def test_missing_and_needless_labels():
-    with pytest.raises(ValueError, match='num_classes=3 must be given {"codes": codes, "label": labels}. Received: codes. '):
-        fresh().fit(GOOD, verbose=0)
-    with pytest.raises(ValueError, match="`label` is for priors with classes. Received: "):
-        PixelCNN(6, (3, 4), filters=4, num_layers=1).bits(GOOD, 0)
-    with pytest.raises(ValueError, match="num_classes=None must be given codes alone. Received: codes and label. "):
-        PixelCNN(6, (3, 4), filters=4, num_layers=1)(given(GOOD, np.zeros(8, int)))
 
 
 def test_a_cache_changes_nothing_but_the_time():

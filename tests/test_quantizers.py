@@ -10,11 +10,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from vqvae_tutorial.quantization import code_frequencies, nearest_code
 from vqvae_tutorial.quantizers import (
-    CodebookPerplexity,
     CodebookQuantizer,
-    CodebookUsage,
     Quantizer,
     RunningMeans,
     VectorQuantizer,
@@ -28,9 +25,6 @@ from vqvae_tutorial.quantizers import (
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = pytest.mark.parametrize("rule", [VectorQuantizerEMA, VectorQuantizer], ids=["ema", "gradient"])
-TENSORFLOW = keras.backend.backend() == "tensorflow"
-
-
 @pytest.fixture
 def random():
     return np.random.default_rng(0)
@@ -141,31 +135,6 @@ def test_sums_do_not_share_memory_with_the_codebook():
 
 
 @RULES
-def test_a_frozen_layer_does_not_move(random, rule):
-    quantizer = rule(5, seed=0, **({"revival_threshold": 0.9} if rule is VectorQuantizerEMA else {}))
-    model = alone(quantizer, 3)
-    vectors = random.normal(size=(64, 3)).astype("float32")
-    quantizer.trainable = False
-    model.compile("sgd")
-    before = values(quantizer.codebook)
-    model.fit(vectors, verbose=0, epochs=2)
-    np.testing.assert_array_equal(values(quantizer.codebook), before)
-    quantizer.trainable = True
-    model.compile("sgd")
-    model.fit(vectors, verbose=0)
-    assert not np.array_equal(values(quantizer.codebook), before)
-
-
-def test_inference_moves_nothing_but_the_frequencies(random):
-    quantizer = VectorQuantizerEMA(5, revival_threshold=0.9, seed=0)
-    quantizer.build((None, 3))
-    before = {variable.name: values(variable) for variable in quantizer.variables}
-    quantizer(random.normal(size=(64, 3)).astype("float32"))
-    moved = [variable.name for variable in quantizer.variables if not np.array_equal(values(variable), before[variable.name])]
-    assert moved == ["frequencies"]
-
-
-@RULES
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
 def test_saved_and_loaded_training_goes_on_bit_for_bit(random, tmp_path, rule, suffix):
     model = alone(rule(9, seed=5, **({"decay": 0.7, "revival_threshold": 0.8} if rule is VectorQuantizerEMA else {})), 3)
@@ -216,23 +185,6 @@ def test_the_same_seed_gives_the_same_training(random):
     assert not np.array_equal(trained(4), trained(5))
 
 
-def test_metrics_over_uneven_batches_equal_the_metric_on_everything(random):
-    codes = np.minimum(random.geometric(0.1, size=1_000) - 1, 19)
-    for metric in (CodebookUsage(32), CodebookPerplexity(32)):
-        for batch in np.split(codes, [1, 4, 100, 103, 700]):
-            metric.update_state(code_frequencies(batch, 32), sample_weight=len(batch))
-        batches = float(metric.result())
-        metric.reset_state()
-        assert float(metric.result()) == (0 if type(metric) is CodebookUsage else 1)
-        metric.update_state(code_frequencies(codes, 32), sample_weight=len(codes))
-        np.testing.assert_allclose(batches, float(metric.result()), rtol=1e-5)
-        share = np.bincount(codes, minlength=32)[np.unique(codes)] / len(codes)
-        expected = len(share) if type(metric) is CodebookUsage else np.exp(-np.sum(share * np.log(share)))
-        np.testing.assert_allclose(batches, expected, rtol=1e-5)
-        again = type(metric).from_config(metric.get_config())
-        assert (again.num_codes, again.name) == (32, metric.name)
-
-
 def test_without_revival_an_unused_code_rests_where_it_is():
     quantizer = VectorQuantizerEMA(2, decay=0.5, revival_threshold=0, seed=0)
     quantizer.adapt([[0.0, 0.0], [7.0, -3.0]])
@@ -268,20 +220,6 @@ def test_kmeans_start_with_fewer_vectors_than_codes(rule):
     assert len(np.unique(values(quantizer.codebook), axis=0)) == 2
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "bfloat16", "float16", "float32", "float64"])
-@RULES
-def test_the_codebook_is_float32_under_every_policy(random, policy, rule):
-    keras.config.set_dtype_policy(policy)
-    vectors = random.normal(size=(500, 8)).astype("float32")
-    quantizer = rule(32, seed=0)
-    quantizer.adapt(vectors)
-    output = quantizer(vectors, training=True)
-    assert keras.backend.standardize_dtype(output.dtype) == policy.removeprefix("mixed_")
-    assert {variable.dtype for variable in quantizer.weights} == {"float32"}
-    assert {keras.backend.standardize_dtype(loss.dtype) for loss in quantizer.losses} == {"float32"}
-    np.testing.assert_array_equal(values(quantizer.encode(vectors)), values(nearest_code(vectors, values(quantizer.codebook))))
-
-
 @pytest.mark.parametrize("jit", [False, True])
 def test_a_model_of_mixed_precision_trains(random, jit):
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -294,23 +232,6 @@ def test_a_model_of_mixed_precision_trains(random, jit):
     kernel = values(encoder.kernel)
     losses = model.fit(vectors, vectors, epochs=8, verbose=0).history["loss"]
     assert losses[-1] < losses[0] and not np.array_equal(values(encoder.kernel), kernel)
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("dead", [False, True])
-def test_a_number_that_is_not_finite_does_not_poison_the_codebook(random, bad, dead):
-    quantizer = VectorQuantizerEMA(5, decay=0.5, revival_threshold=0.9 if dead else 0, seed=0)
-    vectors = random.normal(size=(64, 3)).astype("float32")
-    quantizer.adapt(vectors)
-    vectors[3, 1] = bad
-    for _ in range(5):
-        quantizer(vectors, training=True)
-    for weight in (quantizer.codebook, quantizer.ema_frequency, quantizer.ema_sum):
-        assert np.isfinite(values(weight)).all()
-    vectors[3, 1] = 0
-    before = values(quantizer.codebook)
-    quantizer(vectors, training=True)
-    assert not np.array_equal(values(quantizer.codebook), before)
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -327,23 +248,6 @@ def test_a_number_that_is_not_finite_does_not_poison_the_codebook(random, bad, d
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         VectorQuantizerEMA(**{"num_codes": 4} | arguments)
-
-
-@RULES
-@pytest.mark.parametrize("shape", [(8, 3), (4, 8), (2, 2, 1), ()])
-def test_wrong_last_axis(rule, shape):
-    quantizer = rule(4)
-    quantizer.build((None, 2))
-    before = values(quantizer.codebook)
-    for use in (quantizer, quantizer.encode, quantizer.adapt):
-        with pytest.raises(ValueError, match=r"`vectors` must be .* D = 2. Received: shape"):
-            use(np.ones(shape, "float32"))
-    assert np.array_equal(values(quantizer.codebook), before)
-
-
-def test_a_last_axis_of_unknown_size_is_refused():
-    with pytest.raises(ValueError, match="a known size, D. Received: shape .*None, None"):
-        VectorQuantizer(4).build((None, None))
 
 
 def test_adapt_refuses_vectors_that_are_not_finite():
@@ -371,12 +275,6 @@ def step(quantizer, start, slope, beta):
 CODEBOOK = np.array([[0.0, 0.0], [1.0, 1.0], [-2.0, 1.0]], "float32")
 START = np.array([[0.25, 0.5], [1.5, 1.25], [-1.5, 0.75], [0.75, 1.0]], "float32")  # sums of powers of two: no rounding
 SLOPE = np.array([[1.0, -2.0], [0.5, 4.0], [-8.0, 2.0], [0.0, 1.0]], "float32")
-
-
-@RULES
-def test_the_encoder_gets_exactly_the_gradient_of_the_decoder(rule):
-    moved, _ = step(rule(3, embeddings_initializer=CODEBOOK), START, SLOPE, beta=0.0)
-    np.testing.assert_array_equal(moved, -SLOPE / 4)  # Keras takes the mean over the batch of four
 
 
 @RULES
@@ -410,33 +308,6 @@ def test_straight_through_is_the_quantized_value_to_the_last_bit(random):
 # Masks: the same as the data unpadded
 
 
-@RULES
-@pytest.mark.parametrize("filler", [0.0, 1e6, np.nan])
-def test_padding_is_as_if_it_were_not_there(random, rule, filler):
-    lengths = np.array([3, 6, 1, 4])
-    mask = np.arange(6) < lengths[:, None]
-    x = random.normal(size=(4, 6, 2)).astype("float32")
-    given = np.where(mask[..., None], x, np.float32(filler))
-    options = {"revival_threshold": 0.9, "decay": 0.5} if rule is VectorQuantizerEMA else {}
-    padded, plain = (rule(5, embeddings_initializer=x[1, :5], seed=3, **options) for _ in range(2))
-    for _ in range(4):
-        outputs = padded(given, mask=mask, training=True), plain(x[mask], training=True)
-        np.testing.assert_array_equal(values(outputs[0])[mask], values(outputs[1]))
-        np.testing.assert_allclose(list(map(float, padded.losses)), list(map(float, plain.losses)), rtol=1e-5)
-        for one, other in zip(state(padded), state(plain), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(values(padded.frequencies).sum(), 1, rtol=1e-6)
-
-
-def test_a_batch_that_is_all_padding_moves_nothing(random):
-    quantizer = VectorQuantizerEMA(3, embeddings_initializer=CODEBOOK, revival_threshold=0)
-    quantizer.build((None, 2))
-    quantizer.set_codebook(CODEBOOK)
-    quantizer(np.full((2, 3, 2), np.nan, "float32"), mask=np.zeros((2, 3), bool), training=True)
-    np.testing.assert_allclose(values(quantizer.codebook), CODEBOOK, rtol=1e-6)
-    assert float(quantizer.losses[0]) == 0 and values(quantizer.frequencies).sum() == 0
-
-
 def test_keras_hands_a_mask_on_to_the_quantizer_and_beyond(random):
     x = random.normal(size=(2, 5, 2)).astype("float32")
     x[:, 3:] = 0
@@ -451,27 +322,6 @@ def test_keras_hands_a_mask_on_to_the_quantizer_and_beyond(random):
 
 
 # The start
-
-
-def test_the_start_counts_as_history(random):
-    """A first step at full weight threw the k-means start away: with few vectors a step the error jumped."""
-    x = random.normal(size=(4000, 8)).astype("float32")
-
-    def errors(history):
-        quantizer = VectorQuantizerEMA(128, seed=0)
-        quantizer.adapt(x)
-        if not history:
-            quantizer.ema_steps.assign(0)
-        found = []
-        for number in range(21):
-            if number in (0, 1, 20):
-                found.append(np.mean((x - values(quantizer.decode(quantizer.encode(x)))) ** 2))
-            quantizer(x[49 * number:][:49], training=True)
-        return np.array(found)
-
-    with_it, without = errors(True), errors(False)
-    assert max(with_it) < 1.15 * with_it[0], "after 1 and after 20 steps as good as the start"
-    assert without[1] > 1.25 * without[0], "or this test could not fail"
 
 
 def test_what_the_start_counts_is_what_the_decay_remembers():
@@ -523,28 +373,6 @@ def test_a_codebook_without_a_rule_never_moves(random):
 # Codes as a model of their own
 
 
-@RULES
-def test_models_of_encode_and_decode_follow_training(random, tmp_path, rule):
-    x = random.normal(size=(256, 3)).astype("float32")
-    inputs, codes = keras.Input((3,)), keras.Input((), dtype="int32")
-    hidden = keras.layers.Dense(2)(inputs)
-    quantizer = rule(8, seed=0)
-    model = keras.Model(inputs, keras.layers.Dense(3)(quantizer(hidden)))
-    encoder, coder = keras.Model(inputs, hidden), keras.Model(inputs, quantizer.encode(hidden))
-    drawer = keras.Model(codes, quantizer.decode(codes))
-    model.compile(keras.optimizers.Adam(0.05), "mse")
-    before = coder.predict(x, verbose=0)
-    model.fit(x, x, epochs=4, verbose=0)
-    right = values(quantizer.encode(encoder.predict(x, verbose=0)))
-    assert not np.array_equal(before, right)
-    np.testing.assert_array_equal(coder.predict(x, verbose=0), right)
-    np.testing.assert_array_equal(values(drawer(right)), values(quantizer.decode(right)))
-    assert any(weight is quantizer.codebook for weight in coder.weights)
-    coder.save(tmp_path / "coder.keras")
-    loaded = keras.models.load_model(tmp_path / "coder.keras")
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), right)
-
-
 def test_a_model_that_gives_vectors_and_codes_keeps_one_quantizer_through_a_file(random, tmp_path):
     x = random.normal(size=(64, 2)).astype("float32")
     inputs, quantizer = keras.Input((2,)), VectorQuantizerEMA(5, decay=0.5, seed=0)
@@ -561,36 +389,7 @@ def test_a_model_that_gives_vectors_and_codes_keeps_one_quantizer_through_a_file
     np.testing.assert_array_equal(values(model(x)[1]), values(loaded(x)[1]))
 
 
-@pytest.mark.skipif(not TENSORFLOW, reason="a tf.function")
-def test_in_a_graph_a_code_that_does_not_exist_gives_nan_and_never_the_last_embedding():
-    import tensorflow as tf
-
-    quantizer = VectorQuantizer(3, embeddings_initializer=CODEBOOK)
-    quantizer.build((None, 2))
-    drawn = values(tf.function(quantizer.decode)(tf.constant([-1, 1, 3])))
-    assert np.isnan(drawn[[0, 2]]).all()
-    np.testing.assert_array_equal(drawn[1], CODEBOOK[1])
-
-
 # Configurations
-
-
-@pytest.mark.parametrize("rule, options", [
-    (CodebookQuantizer, {"seed": 3}),
-    (VectorQuantizer, {"commitment_cost": 0.5, "seed": 4}),
-    (VectorQuantizerEMA, {"commitment_cost": 0.7, "decay": 0.8, "revival_threshold": 0.3, "seed": 5}),
-])
-def test_every_argument_survives_its_configuration(rule, options):
-    """Each at a value of its own, and compared on what the layers hold: two configurations could both forget it."""
-    options |= {"num_codes": 6, "name": "codes", "trainable": False}
-    start = keras.initializers.RandomNormal(stddev=2.0, seed=1)
-    again = rule.from_config(rule(embeddings_initializer=start, dtype="mixed_bfloat16", **options).get_config())
-    assert {name: getattr(again, name) for name in options} == options
-    assert again.dtype_policy.name == "mixed_bfloat16" and again.starts_from_data is False
-    assert again.embeddings_initializer.get_config() == start.get_config()
-    assert rule.from_config(rule(6).get_config()).starts_from_data is True
-    again.build((None, 3))
-    assert again.codebook.shape == (6, 3)
 
 
 class Doubled(VectorQuantizerEMA):
