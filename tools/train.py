@@ -1,17 +1,20 @@
 """Train the pair that ships, VQ-VAE and prior, on any backend: `python tools/train.py mnist`.
 
-    python tools/train.py mnist [--seed N] [--part vqvae|prior] [--quick] [--release]
+    python tools/train.py mnist [--seed N] [--part vqvae|prior] [--quick] [--release] [--score]
 
 It trains by the very functions that chapters 3 and 6 call, and keeps both trainings in `nbs/runs`; for seed 0 in the folders
 where the chapters look, so that they go on from there and train nothing again. A training that was stopped goes on with the epoch
 it was at, on this machine or, when its folder has been copied, on another. `KERAS_BACKEND=jax` and the like choose the backend.
 The prior needs the VQ-VAE, which is trained first where it is not finished.
 
-The last line is a JSON object with what was measured on the test digits; it is also kept as `scores.json` beside the training.
+The last line is a JSON object with what was measured on the test digits; it is also kept as `scores.json` beside the training, and
+a pair that was trained in full becomes a row of `vqvae_tutorial/results/recipes.csv`, which chapter 7 shows. `--score` trains
+nothing, and measures the pair that ships.
 `--quick` trains on 512 digits for two epochs, in folders of its own, to see that everything works. `--release` writes the weights of
 both, once they are trained, to `vqvae_tutorial/pretrained`, from where `load_pretrained` takes them: a pair is released together.
 """
 import argparse
+import csv
 import json
 import os
 import sys
@@ -20,6 +23,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+TABLE = ROOT / "vqvae_tutorial" / "results" / "recipes.csv"
+COLUMNS = ("recipe", "seed", "mse", "usage", "perplexity", "bits", "accuracy", "frechet", "frechet_drawn")
+SAMPLES, REFERENCE = 2_000, 5_000  # digits drawn, and test digits that they are held against
 HELD_OUT = 5_000  # of the training digits: the prior's best epoch is judged by them, as in chapter 6
 QUICK_DIGITS, QUICK_EPOCHS = 512, 2
 
@@ -75,6 +81,46 @@ def train(parts, seed=0, quick=False, data=None):
     return model, prior
 
 
+def measure(model, prior, digits):
+    """Error, bits and samples of a pair, on test digits and by the judge of the appendix: `COLUMNS` from `mse` on."""
+    import numpy as np
+
+    from vqvae_tutorial.quantization import perplexity
+    from vqvae_tutorial.scoring import class_accuracy, features, frechet_distance, load_judge
+
+    images, labels = digits.test
+    codes, judge = model.encode(images), load_judge()
+    again, frequencies = model.decode(codes), np.bincount(codes.ravel(), minlength=prior.num_codes)
+    order = np.random.default_rng(0).permutation(len(images))
+    reference, others = order[:REFERENCE], order[REFERENCE : REFERENCE + SAMPLES]
+    asked = np.arange(SAMPLES, dtype="int32") % 10
+    drawn = model.decode(prior.sample(SAMPLES, label=asked, seed=0))
+    real = features(judge, images[reference])
+    return {"mse": np.mean((again - images) ** 2), "usage": np.count_nonzero(frequencies), "perplexity": float(perplexity(frequencies)),
+            "bits": np.mean(prior.bits(codes, labels)), "accuracy": class_accuracy(judge, drawn, asked),
+            "frechet": frechet_distance(real, features(judge, drawn)),
+            "frechet_drawn": frechet_distance(real, features(judge, again[others]))}
+
+
+def add_row(model, seed, scores):
+    """Puts a row into the table, in the place of the one that the same recipe and seed had."""
+    rows = []
+    if TABLE.exists():
+        with TABLE.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    row = {"recipe": f"charge λ = {model.quantizer.rate_weight}", "seed": str(seed)} | {
+        name: f"{float(value):.6g}" for name, value in scores.items()}
+    key = lambda row: (row["recipe"], int(row["seed"]))
+    rows = sorted([other for other in rows if key(other) != key(row)] + [row], key=key)
+    part = TABLE.with_suffix(".part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(part, TABLE)
+    print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
 def release(model, prior):
     """Writes the weights that the package ships."""
     from vqvae_tutorial.presets import build_mnist
@@ -93,11 +139,22 @@ def main(arguments=None):
     parser.add_argument("--part", choices=["vqvae", "prior"], help="default: both; a prior also needs its VQ-VAE")
     parser.add_argument("--quick", action="store_true", help="two epochs on 512 digits")
     parser.add_argument("--release", action="store_true", help="write the weights that the package ships")
+    parser.add_argument("--score", action="store_true", help="train nothing, and measure the pair that ships")
     chosen = parser.parse_args(arguments)
     if chosen.release and (chosen.quick or chosen.part == "vqvae"):
         parser.error("--release needs both parts, fully trained: leave out --quick and --part vqvae")
+    if chosen.score:
+        from vqvae_tutorial import load_mnist, load_pretrained
+
+        pair = load_pretrained(chosen.name)
+        add_row(pair[0], 0, measure(*pair, load_mnist()))
+        return 0
     try:
         pair = train(["vqvae"] if chosen.part == "vqvae" else ["vqvae", "prior"], chosen.seed, chosen.quick)
+        if chosen.part != "vqvae" and not chosen.quick:
+            from vqvae_tutorial import load_mnist
+
+            add_row(pair[0], chosen.seed, measure(*pair, load_mnist()))
         if chosen.release:
             release(*pair)
     except KeyboardInterrupt:
