@@ -114,7 +114,8 @@ def load_pretrained(name="mnist"):
     """Loads a VQ-VAE and its prior, as they ship with the package.
 
     Args:
-        name: `"mnist"`: trained on all 60,000 training digits, in chapters 3 and 6.
+        name: `"mnist"`: a VQ-VAE of all 60,000 training digits, and a prior over the
+            codes of the first 55,000, as in chapters 3 and 6.
 
     Returns:
         `(model, prior)`: a `VQVAE`, and a `PixelCNN` over its codes.
