@@ -68,7 +68,7 @@ def _planes(codebook):
 def _scores(vectors, slopes, norms):
     return ops.dot(vectors, slopes) + norms
 
-# %% ../nbs/01_vector_quantization.ipynb #8d68405f
+# %% ../nbs/01_vector_quantization.ipynb #d346a07e
 def nearest_code(vectors, codebook):
     """Code of the embedding nearest to each vector: the quantizer's encoder.
 
@@ -95,7 +95,8 @@ def nearest_code(vectors, codebook):
         return ops.zeros(shape[:-1], "int32")
     if isinstance(vectors, KerasTensor):  # only the shape is asked for
         return ops.cast(ops.argmin(_scores(vectors, *planes), axis=-1), "int32")
-    if None not in shape and np.prod(shape[:-1]) <= rows:
+    named = not all(isinstance(size, (int, type(None))) for size in shape)  # in JAX's exports
+    if None not in shape and (named or np.prod(shape[:-1]) <= rows):
         return _first_smallest(_scores(vectors, *planes))
     flat = ops.reshape(vectors, (-1, size))
     count = ops.shape(flat)[0]

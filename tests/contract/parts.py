@@ -37,6 +37,8 @@ FLAT = {"pixelcnn"}
 SIGNALS = {"one channel": (16, 1), "stereo": (16, 2), "grey": (8, 8, 1), "colour": (8, 8, 3), "video": (4, 4, 8, 1)}
 
 POLICIES = ["float32", "mixed_float16", "mixed_bfloat16", "float64"]
+if keras.backend.backend() == "jax":  # it makes float64 of nothing unless JAX_ENABLE_X64 is set
+    POLICIES.remove("float64")
 
 
 def numbers(tensor):
