@@ -72,7 +72,7 @@ FIGURES = {
         "test MSE without a charge": r"^λ = 0\.0: test MSE (\S+),",
         "test MSE with λ = 0.1": r"^λ = 0\.1: test MSE (\S+),",
         "strokes, K = 128, bits by place": r"^strokes, K = 128: +(\d+) bits by place",
-        "D = 64, K = 128, test MSE after 16 epochs of 8,000 digits": r"^D = 64, K = 128: MSE (\S+) after 16 epochs",
+        "D = 64, K = 128, test MSE after 16 epochs of 8,000 digits": r"^D = 64, K = 128: MSE .* (\S+) after 16 epochs",
     },
     "08_posterior_collapse": {
         "decoder alone, total bits a picture": r"^decoder alone +[\d.]+ +[\d.]+ +([\d.]+) ",
