@@ -65,7 +65,7 @@ def check_codes(codes, num_codes, shape=None, name="codes"):
         name: What the error calls them.
 
     Returns:
-        int32 of the same shape: a NumPy array where the values are known, else
+        Codes of the same shape, int32, as a NumPy array where the values are known, else
         the tensor, cast.
 
     Raises:
