@@ -71,8 +71,8 @@ def test_chapters_lead_to_the_library(site):
         name, chapter = full.partition(".")[2], modules()[full.partition(".")[0]]
         if any(f"`{name}`" in text for text in cells(chapter, "markdown") if not text.startswith("#")):
             assert any(target.endswith(f"#vqvae_tutorial.{full}") for target, _ in links(site, PAGES[chapter])), full
-    ours = links(site, "nbs/03_training.html")
-    assert ("../book/api/model.html#vqvae_tutorial.model.VQVAE", "VQVAE") in ours
+    assert ("../book/api/model.html#vqvae_tutorial.model.VQVAE", "VQVAE") in links(site, "nbs/03_training.html")
+    ours = links(site, "nbs/95_presets.html")
     assert ("../book/api/presets.html#vqvae_tutorial.presets.load_pretrained", "load_pretrained") in ours
     assert ("../book/api/model.html#vqvae_tutorial.model.VQVAE", "VQVAE") in links(site, "nbs/07_choosing_k_and_d.html")
     collapse = [target for target, shown in links(site, "nbs/08_posterior_collapse.html") if shown == "distortion"]
@@ -86,7 +86,7 @@ def test_names_mean_what_they_would_in_the_chapter():
 
     assert names_in("nbs/04_codebook")["load_pretrained"] == "presets.load_pretrained"
     assert "distortion" not in names_in("nbs/08_posterior_collapse")
-    assert names_in("nbs/02_quantizer_layer")["distortion"] == "quantization.distortion"
+    assert names_in("nbs/01_vector_quantization")["distortion"] == "quantization.distortion"
 
 
 # Glossary and notation
