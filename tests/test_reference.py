@@ -74,7 +74,8 @@ def test_chapters_lead_to_the_library(site):
     assert ("../book/api/model.html#vqvae_tutorial.model.VQVAE", "VQVAE") in links(site, "nbs/03_training.html")
     ours = links(site, "nbs/95_presets.html")
     assert ("../book/api/presets.html#vqvae_tutorial.presets.load_pretrained", "load_pretrained") in ours
-    assert ("../book/api/model.html#vqvae_tutorial.model.VQVAE", "VQVAE") in links(site, "nbs/07_choosing_k_and_d.html")
+    charged = ("../book/api/rate.html#vqvae_tutorial.rate.EntropyConstrainedQuantizer", "EntropyConstrainedQuantizer")
+    assert charged in links(site, "nbs/07_choosing_k_and_d.html")
     collapse = [target for target, shown in links(site, "nbs/08_posterior_collapse.html") if shown == "distortion"]
     assert not any("api" in target for target in collapse), "there it is a metric of the chapter's own"
     assert all(full in exports() for path in PAGES.values() for target, _ in links(site, path)

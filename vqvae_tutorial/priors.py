@@ -308,9 +308,11 @@ class PositionPrior(Prior):
         return logits + ops.cast(flaw, "float32")
 
     def start(self, batch, label=None):
+        """Gives which of the tables is meant, for each of `batch` maps."""
         return ops.zeros((batch,), "int32") if label is None else ops.cast(label, "int32")
 
     def call_with_cache(self, codes, cache, index):
+        """Gives the logits of one place, from the table, and the cache as it was."""
         return ops.take(ops.take(self.table, index, axis=1), cache, axis=0), cache
 
 # %% ../nbs/05_priors.ipynb #2562c760
