@@ -298,7 +298,7 @@ def test_validation_split_and_validation_with_weights():
 @pytest.mark.parametrize("data", ["x", "(x, x)", "(x, labels)"])
 def test_class_weights_train_nothing(data):
     """Signals have no classes. The first two errors are Keras's own, and come before any model is asked."""
-    x, model = signals(GREY), compiled()
+    x, model = signals(GREY), new()  # of its own: see `JAX`
     model.run_eagerly = False  # so that labels are refused while the graph is made, and no number has moved
     data, before = {"x": (x,), "(x, x)": (x, x), "(x, labels)": (x, np.arange(32) % 2)}[data], state(model)
     with pytest.raises((IndexError, AttributeError, TypeError, ValueError)):
@@ -453,7 +453,7 @@ def test_targets_that_are_no_signals_are_refused(target):
     y = {"labels": np.arange(32), "(n, 1) labels": np.arange(32)[:, None], "one-hot labels": np.eye(32), "another size": x[:, :4],
          "one picture": np.broadcast_to(x[:, :1, :1], (32, 1, 1, 1))}[target]
     for use, options in (("fit", {"verbose": 0}), ("evaluate", {"verbose": 0}), ("train_on_batch", {})):
-        model = compiled(eager=target != "labels")
+        model = new(eager=target != "labels")  # of its own: see `JAX`
         before = state(model)
         with pytest.raises(ValueError, match="target must have the shape of the output.* Received: .*leave them out"):
             getattr(model, use)(x, y, **options)
