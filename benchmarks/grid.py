@@ -17,10 +17,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
+from measure import load_digits  # noqa: E402
 from peers import build_even_model  # noqa: E402
 
 from vqvae_tutorial.callbacks import StopRevival  # noqa: E402
-from vqvae_tutorial.data import load_mnist  # noqa: E402
 from vqvae_tutorial.quantization import code_frequencies, perplexity, usage  # noqa: E402
 
 RESULTS = ROOT / "vqvae_tutorial" / "results"
@@ -89,16 +89,6 @@ def keep_digits(path, number, images, codes, drawn):
     write(path, lambda file: np.savez_compressed(file, **arrays))
 
 
-def load_digits(count):
-    """Gives `count` training images and all test images; refuses where there are not as many."""
-    digits = load_mnist()
-    train = digits.train.images[:count]
-    if len(train) < count:
-        raise SystemExit(f"This needs {count:,} training digits, and there are {len(train):,}: set VQVAE_TUTORIAL_MNIST to the path of "
-                         "an mnist.npz, or go online.")
-    return train, digits.test.images
-
-
 def train_one(number, size, images, test, budget):
     """Trains one model, and measures it on the test digits.
 
@@ -142,7 +132,8 @@ def main(arguments=None):
     print(f"{len(wanted) - len(missing)} of {len(wanted)} models are in {out}", flush=True)
     if not missing:
         return 0
-    train, test = load_digits(budget["digits"])
+    digits = load_digits(budget["digits"])
+    train, test = digits.train.images, digits.test.images
     shown = test[list(FIRST)]
     bar = keras.utils.Progbar(len(missing), unit_name="model")
     for done, (number, size) in enumerate(missing, start=1):

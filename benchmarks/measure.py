@@ -83,6 +83,20 @@ def read(path):
         return list(csv.DictReader(file))
 
 
+def load_digits(count=60_000):
+    """MNIST with its first `count` training digits, and all test digits; ends where there are not as many.
+
+    Without a network there is only a sample of MNIST, whose results must not be kept as if they were those of all digits.
+    """
+    from vqvae_tutorial import load_mnist
+
+    digits = load_mnist()
+    if (found := len(digits.train.images)) < count:
+        raise SystemExit(f"This needs {count:,} training digits, and there are {found:,}: set VQVAE_TUTORIAL_MNIST to the path of "
+                         "an mnist.npz, or go online.")
+    return digits._replace(train=type(digits.train)(*(part[:count] for part in digits.train)))
+
+
 def write(path, rows, keys):
     """Writes rows, dicts alike, into a CSV file as a whole; rows that are there already stay, unless they agree in `keys`."""
     path = Path(path)

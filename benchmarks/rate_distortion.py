@@ -25,7 +25,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from grid import RESULTS, Table, load_digits, measure, write  # noqa: E402
+from grid import RESULTS, Table, measure, write  # noqa: E402
+from measure import load_digits  # noqa: E402
 from peers import build_even_model, build_keras_example  # noqa: E402
 
 from vqvae_tutorial.callbacks import StopRevival, resumable  # noqa: E402
@@ -163,7 +164,8 @@ def main(arguments=None):
     if not missing:
         return 0
 
-    train, test = load_digits(budget["digits"])
+    digits = load_digits(budget["digits"])
+    train, test = digits.train.images, digits.test.images
     order = np.random.default_rng(0).permutation(len(test))
     half = min(1000, len(order) // 2)
     some, others = order[:half], order[half:2 * half]

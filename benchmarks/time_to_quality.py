@@ -24,8 +24,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from grid import Table, load_digits  # noqa: E402
-from measure import QUALITY, made_with, says_who, times_to_quality  # noqa: E402
+from grid import Table  # noqa: E402
+from measure import QUALITY, load_digits, made_with, says_who, times_to_quality  # noqa: E402
 from peers import build_even_model, build_keras_example  # noqa: E402
 
 from vqvae_tutorial.callbacks import StopRevival  # noqa: E402
@@ -103,7 +103,8 @@ def main(arguments=None):
     steps = -(-budget["digits"] // 128)
     missing = [(name, seed) for seed in seeds for name in options.models if (name, seed, steps * budget[name]) not in table]
     if missing:
-        images, test = load_digits(budget["digits"])
+        digits = load_digits(budget["digits"])
+        images, test = digits.train.images, digits.test.images
         versions = made_with("keras", "tensorflow", "numpy")
     for name, seed in missing:
         print(f"{name}, seed {seed} …", flush=True)

@@ -112,8 +112,7 @@ def quantizer(rows):
     text += "".join(ahead(cells, value, *each, rivals) for each in (("forward_seconds", "Forward"), ("step_seconds", "In training")))
     if "ours, PyTorch" not in layers:
         text += ("Ours on PyTorch is not measured yet, so that the two sentences above compare frameworks as well as layers. They say what "
-                 "a "
-                 "user of one or the other waits for, and not whose layer is better.\n\n")
+                 "a user of one or the other waits for, and not whose layer is better.\n\n")
     return text
 
 

@@ -18,9 +18,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from keras import layers  # noqa: E402
-from measure import made_with, write  # noqa: E402
+from measure import load_digits, made_with, write  # noqa: E402
 
-from vqvae_tutorial import load_mnist, load_pretrained  # noqa: E402
+from vqvae_tutorial import load_pretrained  # noqa: E402
 from vqvae_tutorial.pixelcnn import MaskedConv2D, PixelCNN, build_ungated_pixelcnn  # noqa: E402
 from vqvae_tutorial.presets import cosine_schedule  # noqa: E402
 from vqvae_tutorial.priors import Prior  # noqa: E402
@@ -91,7 +91,7 @@ def main(arguments=None):
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out")
     chosen = parser.parse_args(arguments)
-    digits, (model, shipped) = load_mnist(), load_pretrained("mnist")
+    digits, (model, shipped) = load_digits(512 if chosen.quick else 60_000), load_pretrained("mnist")
     maps, tested, epochs, seeds = (512, 128, 1, 1) if chosen.quick else (55_000, 10_000, chosen.epochs, chosen.seeds)
     codes, labels = model.encode(digits.train.images[: maps + maps // 11]), digits.train.labels[: maps + maps // 11]
     parts = [(codes[:maps], labels[:maps]), (codes[maps:], labels[maps:]),

@@ -114,6 +114,25 @@ def test_the_script_trains_both_and_then_nothing(digits, tmp_path, monkeypatch, 
     assert script.folder("vqvae").name == "vqvae" and script.folder("prior").name == "prior"  # where chapters 3 and 6 look
 
 
+def test_a_pair_is_worth_one_row_of_the_table(digits, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("train", TRAIN)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    for name, value in {"TABLE": tmp_path / "recipes.csv", "SAMPLES": 80, "REFERENCE": 200}.items():
+        monkeypatch.setattr(script, name, value)
+    few = digits._replace(test=type(digits.test)(*(part[:300] for part in digits.test)))
+    pair = load_pretrained("mnist")
+    for seed in (0, 1, 0):
+        script.keep_row(pair, seed, few)
+    rows = np.genfromtxt(script.TABLE, delimiter=",", names=True, dtype=None, encoding="utf-8")
+    assert rows["recipe"].tolist() == ["charge λ = 0.1"] * 2 and sorted(rows["seed"]) == [0, 1]
+    codes = pair[0].encode(few.test.images)
+    assert rows["mse"][0] == pytest.approx(np.mean((pair[0].decode(codes) - few.test.images) ** 2), rel=1e-3)
+    assert rows["usage"][0] == len(np.unique(codes))
+    assert rows["bits"][0] == pytest.approx(pair[1].bits(codes, few.test.labels).mean(), rel=1e-3)
+    assert 0.9 < rows["accuracy"][0] <= 1 and rows["frechet"][0] > 0 and rows["frechet_drawn"][0] > 0
+
+
 def test_the_best_epoch_of_a_prior_is_kept(digits, tmp_path, monkeypatch):
     model, prior = small()
     codes, labels = model.encode(digits.train.images[:96]), digits.train.labels[:96]

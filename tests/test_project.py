@@ -179,7 +179,7 @@ def test_a_full_run_refuses_a_sample_of_the_digits():
 
     command = [sys.executable, str(ROOT / "book" / "reproduce.py"), str(chapters()[0])]
     stopped = subprocess.run(command, env={**os.environ, "VQVAE_TUTORIAL_MNIST": str(SAMPLE)}, capture_output=True, text=True)
-    assert stopped.returncode == 2 and "A full run wants all 70,000 digits of MNIST. Received: 8,000." in stopped.stderr
+    assert stopped.returncode == 1 and "This needs 60,000 training digits, and there are 7,000" in stopped.stderr
 
 
 def test_reproducing_twice_gives_the_same_bytes_and_a_failure_changes_nothing(tmp_path, monkeypatch):

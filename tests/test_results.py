@@ -190,7 +190,7 @@ def test_strokes_are_dearer_than_the_curve():
 
 def test_recipes_have_the_columns_that_the_chapter_reads():
     table = read(RESULTS / "recipes.csv")
-    assert table.dtype.names == ("recipe", "seed", "mse", "usage", "perplexity", "bits", "accuracy", "frechet", "frechet_drawn")
+    assert table.dtype.names == ("recipe", "seed", "usage", "mse", "perplexity", "bits", "accuracy", "frechet", "frechet_drawn")
     assert len({(row["recipe"], row["seed"]) for row in table}) == len(table)
     assert ((table["mse"] > 0) & (table["mse"] < 0.05)).all() and ((table["accuracy"] > 0) & (table["accuracy"] <= 1)).all()
     assert (table["perplexity"] <= table["usage"] * 1.0001).all() and (table["frechet_drawn"] < table["frechet"]).all()

@@ -14,17 +14,17 @@ nothing, and measures the pair that ships.
 both, once they are trained, to `vqvae_tutorial/pretrained`, from where `load_pretrained` takes them: a pair is released together.
 """
 import argparse
-import csv
 import json
 import os
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from measure import load_digits, write  # noqa: E402
+
 TABLE = ROOT / "vqvae_tutorial" / "results" / "recipes.csv"
-COLUMNS = ("recipe", "seed", "mse", "usage", "perplexity", "bits", "accuracy", "frechet", "frechet_drawn")
 SAMPLES, REFERENCE = 2_000, 5_000  # digits drawn, and test digits that they are held against
 HELD_OUT = 5_000  # of the training digits: the prior's best epoch is judged by them, as in chapter 6
 QUICK_DIGITS, QUICK_EPOCHS = 512, 2
@@ -51,16 +51,15 @@ def train(parts, seed=0, quick=False, data=None):
         parts: `["vqvae"]` or `["vqvae", "prior"]`; a prior is trained over the codes of a finished VQ-VAE.
         seed: of the weights, the codebook's start, dropout and the order of the digits.
         quick: whether to train next to nothing.
-        data: `Digits`; MNIST where it is not given.
+        data: `Digits`; all of MNIST where it is not given.
     """
     import keras
     import numpy as np
 
-    from vqvae_tutorial import load_mnist
     from vqvae_tutorial.presets import build_mnist, train_prior, train_vqvae
 
-    digits = load_mnist() if data is None else data
-    count = QUICK_DIGITS if quick else len(digits.train.images)
+    count = QUICK_DIGITS if quick else 60_000
+    digits = load_digits(count) if data is None else data
     images, labels = digits.train.images[:count], digits.train.labels[:count]
     test, test_labels = digits.test.images[:count], digits.test.labels[:count]
     options = {"verbose": 1 if sys.stdout.isatty() else 2} | ({"epochs": QUICK_EPOCHS} if quick else {})
@@ -81,8 +80,8 @@ def train(parts, seed=0, quick=False, data=None):
     return model, prior
 
 
-def measure(model, prior, digits):
-    """Error, bits and samples of a pair, on test digits and by the judge of the appendix: `COLUMNS` from `mse` on."""
+def score(model, prior, digits):
+    """Error, bits and samples of a pair, on test digits and by the judge of the appendix."""
     import numpy as np
 
     from vqvae_tutorial.quantization import perplexity
@@ -96,29 +95,17 @@ def measure(model, prior, digits):
     asked = np.arange(SAMPLES, dtype="int32") % 10
     drawn = model.decode(prior.sample(SAMPLES, label=asked, seed=0))
     real = features(judge, images[reference])
-    return {"mse": np.mean((again - images) ** 2), "usage": np.count_nonzero(frequencies), "perplexity": float(perplexity(frequencies)),
-            "bits": np.mean(prior.bits(codes, labels)), "accuracy": class_accuracy(judge, drawn, asked),
-            "frechet": frechet_distance(real, features(judge, drawn)),
-            "frechet_drawn": frechet_distance(real, features(judge, again[others]))}
+    numbers = {"mse": np.mean((again - images) ** 2), "perplexity": perplexity(frequencies), "bits": np.mean(prior.bits(codes, labels)),
+               "accuracy": class_accuracy(judge, drawn, asked), "frechet": frechet_distance(real, features(judge, drawn)),
+               "frechet_drawn": frechet_distance(real, features(judge, again[others]))}
+    return {"usage": int(np.count_nonzero(frequencies))} | {name: float(value) for name, value in numbers.items()}
 
 
-def add_row(model, seed, scores):
-    """Puts a row into the table, in the place of the one that the same recipe and seed had."""
-    rows = []
-    if TABLE.exists():
-        with TABLE.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    row = {"recipe": f"charge λ = {model.quantizer.rate_weight}", "seed": str(seed)} | {
-        name: f"{float(value):.6g}" for name, value in scores.items()}
-    key = lambda row: (row["recipe"], int(row["seed"]))
-    rows = sorted([other for other in rows if key(other) != key(row)] + [row], key=key)
-    part = TABLE.with_suffix(".part")
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(part, TABLE)
+def keep_row(pair, seed, digits):
+    """Puts what a pair is worth into the table, in the place of the row that the same recipe and seed had."""
+    row = {"recipe": f"charge λ = {pair[0].quantizer.rate_weight}", "seed": seed} | score(*pair, digits)
     print(json.dumps(row, ensure_ascii=False), flush=True)
+    write(TABLE, [row], ["recipe", "seed"])
 
 
 def release(model, prior):
@@ -144,17 +131,14 @@ def main(arguments=None):
     if chosen.release and (chosen.quick or chosen.part == "vqvae"):
         parser.error("--release needs both parts, fully trained: leave out --quick and --part vqvae")
     if chosen.score:
-        from vqvae_tutorial import load_mnist, load_pretrained
+        from vqvae_tutorial import load_pretrained
 
-        pair = load_pretrained(chosen.name)
-        add_row(pair[0], 0, measure(*pair, load_mnist()))
+        keep_row(load_pretrained(chosen.name), 0, load_digits())
         return 0
     try:
         pair = train(["vqvae"] if chosen.part == "vqvae" else ["vqvae", "prior"], chosen.seed, chosen.quick)
         if chosen.part != "vqvae" and not chosen.quick:
-            from vqvae_tutorial import load_mnist
-
-            add_row(pair[0], chosen.seed, measure(*pair, load_mnist()))
+            keep_row(pair, chosen.seed, load_digits())
         if chosen.release:
             release(*pair)
     except KeyboardInterrupt:

@@ -82,8 +82,8 @@ def train_prior(prior, codes, labels, folder, epochs=PRIOR_EPOCHS, batch_size=12
         codes: integers `(n, 7, 7)`, from the trained VQ-VAE.
         labels: integers `(n,)`.
         folder, epochs, batch_size, callbacks: see `train_vqvae`.
-        **options: see `train_vqvae`. With
-            `validation_data` the weights of the best epoch are kept, and loaded at the end.
+        **options: see `train_vqvae`. With `validation_data` the weights of the best epoch are
+            kept, and loaded at the end.
     """
     steps = epochs * -(-len(codes) // batch_size)
     prior.compile(keras.optimizers.Adam(cosine_schedule(steps)))

@@ -40,7 +40,7 @@ JAX = keras.backend.backend() == "jax"  # where Keras loses the weights of a mod
 NEARLY = {"rtol": 1e-4, "atol": 1e-5}  # the same numbers, rounded in another order
 
 POLICIES = ["float32", "mixed_float16", "mixed_bfloat16", "float64"]
-if JAX:  # it makes float64 of nothing unless JAX_ENABLE_X64 is set
+if JAX:  # which has no float64 unless JAX_ENABLE_X64 is set
     POLICIES.remove("float64")
 
 
