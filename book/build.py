@@ -27,10 +27,11 @@ BASE = settings()["doc_baseurl"]
 def inputs():
     """The files that the site is made of."""
     package = (ROOT / "vqvae_tutorial").glob("*.py")
+    playground = (path for folder in ("static", "pretrained") for path in (ROOT / "vqvae_tutorial" / folder).glob("*.*"))
     book = (path for path in (ROOT / "book").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     notebooks = (ROOT / "nbs").glob("*.ipynb")
     tables = (path for folder in ("vqvae_tutorial", "benchmarks") for path in (ROOT / folder / "results").glob("*.csv"))
-    return sorted([*package, *book, *notebooks, *tables, ROOT / "_config.yml", ROOT / "_toc.yml"])
+    return sorted([*package, *playground, *book, *notebooks, *tables, ROOT / "_config.yml", ROOT / "_toc.yml"])
 
 
 def fingerprint():

@@ -117,6 +117,12 @@ def export():
         os.chdir(here)
 
 
+def leave_out_scripts(data):
+    """A playground's scripts and weights are megabytes that the site serves itself; its place is kept."""
+    if "vqvae-playground" in (html := data.get("text/html", "")):
+        data["text/html"] = re.sub(r"<(script|style)>.*?</\1>\n?", "", html, flags=re.S)
+
+
 def execute(notebook, progress=lambda done, count: None):
     """Run a notebook's cells in a fresh kernel of this Python; gives the notebook with its new outputs."""
     import nbformat
@@ -158,6 +164,8 @@ def execute(notebook, progress=lambda done, count: None):
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                leave_out_scripts(output.get("data", {}))
     return settle_widgets(json.loads(json.dumps(notebook)))
 
 
