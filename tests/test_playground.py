@@ -319,6 +319,7 @@ def test_sequential_networks_are_packed_too():
 @pytest.mark.parametrize("fault, message", [
     (lambda: pack_vqvae(build(value_range=None)), "`model` must be one of pictures .* Received: signals .*16, 16, 3.*, range None"),
     (lambda: pack_vqvae(build(channels=2)), "1 or 3"),
+    (lambda: Playground(build(), PixelCNN(16, (4, 4), filters=4, num_layers=1)), "32"),
     (lambda: pack_prior(PositionPrior(4, (2, 2))), "`prior` must be a PixelCNN. Received: PositionPrior"),
     (lambda: pack_vqvae(build(), np.full((1, 16, 16, 3), np.nan)), "NaN"),
     (lambda: layer_steps(keras.layers.Conv2DTranspose(4, 3), Packed()), "Conv2DTranspose 'conv2d_transpose.*', which it does not know"),

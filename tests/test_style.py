@@ -42,6 +42,7 @@ def shown(path):
             folded = {"code-fold: true", "echo: false"} & set(directives)
             mimes = {mime for output in cell.get("outputs", []) for mime in output.get("data", {})}
             pictured = any(directive.startswith("fig-alt:") for directive in directives)
+            pictured |= "vqvae-playground" in str(cell.get("outputs", []))
             yield Cell(number, "", [] if folded else source.rstrip().splitlines(), pictured or "image/png" in mimes)
 
 

@@ -4,7 +4,7 @@
 __all__ = ['NO_SCRIPTS', 'Packed', 'layer_steps', 'network_steps', 'code_tables', 'pack_vqvae', 'pack_prior', 'Playground',
            'asset', 'playground', 'mnist_playground']
 
-# %% ../nbs/playground.ipynb #3b00c56d
+# %% ../nbs/playground.ipynb #2515c931
 #| code-fold: true
 import base64
 import hashlib
@@ -22,6 +22,7 @@ from .data import SAMPLE, load_mnist
 from .pixelcnn import PixelCNN
 from .plotting import code_colors
 from .presets import load_pretrained
+from .priors import check_pair
 from .rate import EntropyConstrainedQuantizer, code_bits, nearest_charged
 
 # %% ../nbs/playground.ipynb #1f2979ea
@@ -93,16 +94,17 @@ def layer_steps(layer, packed):
         return [{"op": "permute", "order": [axis - 1 for axis in layer.dims]}]
     _no(layer, "which it does not know")
 
-# %% ../nbs/playground.ipynb #e3440187
+# %% ../nbs/playground.ipynb #80cba6aa
 #| code-fold: true
 def _sources(nodes):
     # The layers that a layer reads from, wherever its configuration mentions them.
     if isinstance(nodes, dict) and "keras_history" in nodes:
         return [nodes["keras_history"][0]]
-    inside = nodes.values() if isinstance(nodes, dict) else nodes if isinstance(nodes, (list, tuple)) else []
+    nodes = list(nodes.values()) if isinstance(nodes, dict) else nodes
+    inside = nodes if isinstance(nodes, (list, tuple)) else []
     return [name for part in inside for name in _sources(part)]
 
-# %% ../nbs/playground.ipynb #cdcc6e02
+# %% ../nbs/playground.ipynb #3757f64f
 def network_steps(network, packed):
     """Writes a Keras model down as steps that a page can run.
 
@@ -117,9 +119,10 @@ def network_steps(network, packed):
         ValueError: if there is a layer that a page cannot run.
     """
     if len(network.inputs) != 1 or len(network.outputs) != 1:
-        raise _refusal("model", "of networks with one input and one output", f"{network.name!r} "
-                       f"with {len(network.inputs)} and {len(network.outputs)}", "Leave out conditions.")
-    network = keras.Model(network.inputs, network.outputs)  # sequential ones, too, say what reads what
+        sizes = f"{len(network.inputs)} and {len(network.outputs)}"
+        raise _refusal("model", "of networks with one input and one output",
+                       f"{network.name!r} with {sizes}", "Leave out conditions.")
+    network = keras.Model(network.inputs, network.outputs)  # also of a sequential one
     config, named, steps = network.get_config(), {}, []
     for each in config["layers"]:
         layer, sources = network.get_layer(each["name"]), _sources(each["inbound_nodes"])
@@ -157,7 +160,7 @@ def code_tables(quantizer):
                        type(quantizer).__name__, "Take a `VectorQuantizer` or an heir of it.")
     return embeddings, charge
 
-# %% ../nbs/playground.ipynb #99c852d0
+# %% ../nbs/playground.ipynb #9d6d3900
 def pack_vqvae(model, examples=(), classes=None):
     """Packs a VQ-VAE of pictures for a web page.
 
@@ -175,7 +178,7 @@ def pack_vqvae(model, examples=(), classes=None):
     shape = model.signal_shape
     if model.value_range is None or len(shape) != 3 or shape[-1] not in (1, 3):
         raise _refusal("model", "one of pictures (height, width, 1 or 3) with a `value_range`",
-                       f"signals {shape}, range {model.value_range}", "Give `value_range=(0, 1)`.")
+                       f"signals {shape}, range {model.value_range}", "Give (0, 1), say.")
     packed = Packed("float32")
     about = {"encoder": network_steps(model.encoder, packed)}
     embeddings, charge = code_tables(model.quantizer)
@@ -202,7 +205,7 @@ def _for_the_eye(model, embeddings, examples, classes):
             "classes": None if classes is None else [str(name) for name in classes],
             "examples": [base64.b64encode(each.tobytes()).decode() for each in pixels]}
 
-# %% ../nbs/playground.ipynb #ac22c5f7
+# %% ../nbs/playground.ipynb #1e15e8cd
 def pack_prior(prior):
     """Packs a `PixelCNN` over maps of codes for a web page.
 
@@ -216,72 +219,63 @@ def pack_prior(prior):
         ValueError: if it is another prior.
     """
     if type(prior) is not PixelCNN:
-        raise _refusal("prior", "a PixelCNN", type(prior).__name__, "Leave it out, or train one.")
+        raise _refusal("prior", "a PixelCNN", type(prior).__name__, "Leave it out, perhaps.")
     packed = Packed("float16")
-    at = {"position": packed.add(prior.position), "embedding": packed.add(prior.embedding.embeddings),
-          "logits": packed.add(prior.logits.kernel), "logitsBias": packed.add(prior.logits.bias)}
-    if prior.num_classes:
-        at["label"] = packed.add(prior.label.kernel)
-    layers = [[packed.add(array) for part in (layer.vertical, layer.horizontal, layer.link, layer.output_projection)
-               for array in (part.kernel, part.bias)] for layer in prior.gated]
-    return packed.finish({"grid": prior.grid, "n": prior.filters, "reach": prior.kernel_size // 2,
-                          "at": at, "layers": layers})
+    at = {"position": prior.position, "embedding": prior.embedding.embeddings,
+          "logits": prior.logits.kernel, "logitsBias": prior.logits.bias}
+    at |= {"label": prior.label.kernel} if prior.num_classes else {}
+    at = {name: packed.add(array) for name, array in at.items()}
+    layers = [[packed.add(array) for part in (gated.vertical, gated.horizontal, gated.link,
+                                              gated.output_projection)
+               for array in (part.kernel, part.bias)] for gated in prior.gated]
+    reach = prior.kernel_size // 2
+    return packed.finish({"grid": prior.grid, "n": prior.filters, "reach": reach, "at": at,
+                          "layers": layers})
 
-# %% ../nbs/playground.ipynb #95cb3541
+# %% ../nbs/playground.ipynb #f9811167
 class Playground:
     """A VQ-VAE, and its prior, to play with in a browser: no server, no kernel, no network.
-
-    A notebook shows it as the result of a cell; `save` writes it to a file.
 
     Args:
         model: a `VQVAE` of pictures.
         prior: a `PixelCNN` over its codes, or `None`.
         examples: pictures `(n, height, width, channels)` to start from.
-        classes: names of the prior's classes; digits from 0 where it is left out.
-        name: what the parts are called where several playgrounds share a page.
+        classes: names of the prior's classes; numbers from 0 where it is left out.
+        name: of the parts, for a site that serves them; made up where it is left out.
 
     Raises:
-        ValueError: if the page cannot run the model or the prior.
+        ValueError: if the page cannot run the model or the prior, or they do not fit.
     """
 
     def __init__(self, model, prior=None, examples=(), classes=None, name=None):
-        if classes is None and prior is not None and prior.num_classes:
-            classes = range(prior.num_classes)
-        self.parts = {"vqvae": pack_vqvae(model, examples, classes)}
         if prior is not None:
-            self.parts["prior"] = pack_prior(prior)
+            check_pair(model, prior)
+            classes = range(prior.num_classes or 0) if classes is None else classes
+        self.parts = {"model": pack_vqvae(model, examples, classes)}
+        self.parts |= {} if prior is None else {"prior": pack_prior(prior)}
         self.picture = _preview(model, examples)
         self.name = name or hashlib.sha256(str(self.parts).encode()).hexdigest()[:8]
 
     def files(self):
-        """Gives the scripts that hold the parts, by name, for a site that serves them itself."""
+        """Gives the scripts that hold the parts, by file name."""
         return {f"{self.name}_{part}.js": _receive(f"{self.name}_{part}", packed)
                 for part, packed in self.parts.items()}
 
     def place(self):
         """Gives the HTML of the place where a page shows the playground."""
-        data = " ".join(f'data-{"model" if part == "vqvae" else part}="{self.name}_{part}"'
-                        for part in self.parts)
-        return f'<div class="vqvae-playground" {data}>{self.picture}<p>{NO_SCRIPTS}</p></div>'
+        return _place(self.name, self.parts, self.picture)
 
     def _repr_html_(self):
-        scripts = [asset("engine.js"), asset("playground.js"), *self.files().values(),
-                   "vqvaePlayground.mountAll();"]
-        return "\n".join([f"<style>{asset('playground.css')}</style>", self.place(),
-                          *(f"<script>{script}</script>" for script in scripts)])
+        return _with_scripts(self.place(), self.files().values())
 
     def save(self, path):
-        """Writes a page that shows nothing else."""
-        head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        page = (f'<!DOCTYPE html><html lang="en" style="color-scheme: light dark"><head>{head}'
-                "<title>A VQ-VAE to play with</title></head>"
-                f'<body style="font-family: system-ui">{self._repr_html_()}</body></html>')
-        Path(path).write_text(page, encoding="utf-8")
+        """Writes a page that shows nothing else, one file."""
+        Path(path).write_text(_document(self._repr_html_()), encoding="utf-8")
 
-# %% ../nbs/playground.ipynb #b5b7d67f
+# %% ../nbs/playground.ipynb #d5f9fe51
 #| code-fold: true
-NO_SCRIPTS = ("This is a place to draw digits, to change their codes and to let the prior dream. It needs a browser that runs "
-              "JavaScript; a notebook shows it when its cell has run.")
+NO_SCRIPTS = ("This is a place to draw digits, to change their codes and to let the prior dream. "
+              "It needs a browser that runs JavaScript, and in a notebook a cell that has run.")
 
 
 def asset(name):
@@ -293,27 +287,48 @@ def _receive(name, packed):
     return f"vqvaePlayground.receive({json.dumps(name)}, {json.dumps(packed)});"
 
 
+def _place(name, parts, picture):
+    data = " ".join(f'data-{part}="{name}_{part}"' for part in parts)
+    return f'<div class="vqvae-playground" {data}>{picture}<p>{NO_SCRIPTS}</p></div>'
+
+
+def _with_scripts(place, files):
+    scripts = [asset("engine.js"), asset("playground.js"), *files, "vqvaePlayground.mountAll();"]
+    return "\n".join([f"<style>{asset('playground.css')}</style>", place,
+                      *(f"<script>{script}</script>" for script in scripts)])
+
+
+def _document(body):
+    return (
+        '<!DOCTYPE html><html lang="en" style="color-scheme: light dark"><head>'
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        "<title>A VQ-VAE to play with</title></head>"
+        f'<body style="font-family: system-ui">{body}</body></html>')
+
+
 def _preview(model, examples):
     # What is seen where no script runs: a few pictures, and what the model makes of them.
     if not len(examples):
         return ""
     from matplotlib.image import imsave
 
-    examples, (low, high), file = np.asarray(examples[:5], "float32"), model.value_range, io.BytesIO()
-    rows = [np.concatenate(each, axis=1) for each in (examples, model.decode(model.encode(examples)))]
-    picture = (np.concatenate(rows) - low) / (high - low)
-    imsave(file, np.repeat(picture, 3, axis=-1) if picture.shape[-1] == 1 else picture.clip(0, 1))
-    text = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="Pictures, and below them what the decoder makes of their codes" src="data:image/png;base64,{text}">'
+    examples, (low, high) = np.asarray(examples[:5], "float32"), model.value_range
+    rows = [examples, model.decode(model.encode(examples))]
+    picture = np.concatenate([np.concatenate(row, axis=1) for row in rows])
+    picture = ((picture - low) / (high - low)).clip(0, 1)
+    imsave(file := io.BytesIO(), np.broadcast_to(picture, (*picture.shape[:2], 3)))
+    return ('<img alt="Pictures, and below them what the decoder makes of their codes" '
+            f'src="data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}">')
 
 # %% ../nbs/playground.ipynb #813aaf91
 def playground(model, prior=None, examples=(), classes=None, name=None):
     """Shows a VQ-VAE, and its prior, in a notebook; see `Playground`."""
     return Playground(model, prior, examples, classes, name)
 
-# %% ../nbs/playground.ipynb #b7eb63b8
+# %% ../nbs/playground.ipynb #d1689949
 def mnist_playground():
     """Shows the pair that ships, with a digit of each kind to start from."""
     test = load_mnist(SAMPLE).test
-    first = [int(np.flatnonzero(test.labels == digit)[0]) for digit in (3, 0, 1, 2, 4, 5, 6, 7, 8, 9)]
+    kinds = (3, 0, 1, 2, 4, 5, 6, 7, 8, 9)
+    first = [int(np.flatnonzero(test.labels == digit)[0]) for digit in kinds]
     return playground(*load_pretrained("mnist"), test.images[first], name="mnist")
