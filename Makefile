@@ -1,6 +1,7 @@
 # `make` alone lists what there is. Everything runs in .venv, which the first call makes.
 SHELL := /bin/sh
 PY := .venv/bin/python
+SPREAD := -n auto --maxprocesses 4 --dist loadgroup -q
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONUTF8 := 1
 
@@ -40,7 +41,8 @@ serve: .venv/installed
 test: .venv/installed
 	@status=0; \
 	$(PY) -c 'from nbdev.test import nbdev_test; nbdev_test(do_print=True)' || status=1; \
-	$(PY) -m pytest $(PYTEST) || status=1; \
+	$(PY) book/build.py || status=1; \
+	$(PY) -m pytest $(SPREAD) $(PYTEST) || status=1; \
 	exit $$status
 
 test-colab test-oldest test-newest: wheel

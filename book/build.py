@@ -49,11 +49,11 @@ def missing():
 
 def build():
     """Build the site where it is not built yet from just these files; raises when the build is not clean."""
-    export()
     complete = vendor()
-    now = f"{fingerprint()} {chromium()}"
-    if STAMP.exists() and STAMP.read_text() == now and not missing():
+    if STAMP.exists() and STAMP.read_text() == f"{fingerprint()} {chromium()}" and not missing():
         return complete
+    export()
+    now = f"{fingerprint()} {chromium()}"
     shutil.rmtree(ROOT / "_build", ignore_errors=True)
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
