@@ -42,7 +42,9 @@ def run_chapters(backend):
 def run(python, backend, arguments, chapters):
     """Runs tests and chapters on a backend; gives whether all went well."""
     settings = os.environ | {"KERAS_BACKEND": backend}
-    commands = {"pytest": ["-m", "pytest", "-n", "auto", "--maxprocesses", "4", "--dist", "loadgroup", "-q", *arguments]} | ({"chapters": [__file__, "--chapters-here", backend]} if chapters else {})
+    spread = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadgroup", "-q"]
+    commands = {"pytest": ["-m", "pytest", *spread, *arguments]}
+    commands |= {"chapters": [__file__, "--chapters-here", backend]} if chapters else {}
     failed = []
     for name, command in commands.items():
         print(f"{backend}: {name}", flush=True)
