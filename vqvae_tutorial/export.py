@@ -37,7 +37,7 @@ class FindCodes(layers.Layer):
         scores = ops.matmul(ops.cast(vectors, "float32"), self.slopes) - self.own
         return ops.top_k(scores, 1)[1][..., 0]
 
-# %% ../nbs/97_export.ipynb #cd7347fb
+# %% ../nbs/97_export.ipynb #2debd075
 class Draw(layers.Layer):
     """A VQ-VAE's `decode`."""
 
@@ -63,9 +63,9 @@ def model_parts(model):
     """
     signal = keras.Input(model.signal_shape, name="signal")
     codes = keras.Input(model.code_shape, dtype="int32", name="codes")
-    found = FindCodes(model.quantizer)(model.encoder(signal))
+    found, drawn = FindCodes(model.quantizer)(model.encoder(signal)), Draw(model)(codes)
     return {"encode": keras.Model({"signal": signal}, {"codes": found}, name="encode"),
-            "decode": keras.Model({"codes": codes}, {"signal": Draw(model)(codes)}, name="decode")}
+            "decode": keras.Model({"codes": codes}, {"signal": drawn}, name="decode")}
 
 # %% ../nbs/97_export.ipynb #4ba0b480
 class _Step(layers.Layer):
@@ -115,7 +115,7 @@ def _next_place_without_branch(prior, codes, cache, index):
         h = layer.across(left[-1], h, ops.take(told, column, axis=2), bias[1])
     return prior.logits(ops.relu(h)[:, 0, 0]), cache | windows | {"left": left}
 
-# %% ../nbs/97_export.ipynb #5efee09d
+# %% ../nbs/97_export.ipynb #48834ee4
 class NextPlace(_Step):
     """One cached step: logits `(n, K)` of a place, and what is remembered then, `(n, S)`."""
 
@@ -146,7 +146,8 @@ def prior_parts(prior):
     logits, next_state = step(codes, index, state)
     taken = {"codes": codes, "index": index, "state": state}
     given = {"logits": logits, "next_state": next_state}
-    return {"start": keras.Model({"label": label}, {"state": Start(prior)(label)}, name="start"),
+    begun = {"state": Start(prior)(label)}
+    return {"start": keras.Model({"label": label}, begun, name="start"),
             "next_place": keras.Model(taken, given, name="next_place")}
 
 # %% ../nbs/97_export.ipynb #17baf06d
