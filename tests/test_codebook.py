@@ -1,16 +1,12 @@
-"""The codebook's tools beyond what chapter 4 shows: properties, bad input, and the explorer without a browser."""
+"""The codebook's tools beyond what chapter 4 shows: properties and bad input."""
 import itertools
-import warnings
 
-import ipywidgets as widgets
 import numpy as np
 import pytest
 from keras import ops
 
 from vqvae_tutorial import VQVAE, VectorQuantizerEMA, build_networks, load_mnist
-from vqvae_tutorial import codebook as module
 from vqvae_tutorial.codebook import (
-    CodebookExplorer,
     change_colors,
     class_frequencies,
     code_atlas,
@@ -220,140 +216,3 @@ def test_an_atlas_of_nonsense_is_refused(model, wrong, part):
     with pytest.raises(ValueError) as caught:
         wrong(model)
     assert part in str(caught.value)
-
-
-# The explorer
-
-
-@pytest.fixture
-def explorer(model, images):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "Passing unrecognized arguments")  # one ipywidgets knows what another does not
-        explorer = CodebookExplorer(model, images[:3])
-        assert explorer.widget is explorer.widget
-    return explorer
-
-
-def held(box, kind):
-    """All widgets of a kind in a box, in order."""
-    found = [box] if isinstance(box, kind) else []
-    return found + [one for child in getattr(box, "children", ()) for one in held(child, kind)]
-
-
-def controls(explorer):
-    buttons = held(explorer.widget, widgets.Button)
-    digit, code = held(explorer.widget, widgets.BoundedIntText)
-    return buttons[:49], digit, code, held(explorer.widget, widgets.SelectionSlider)[0], buttons[49], buttons[50]
-
-
-def agrees(explorer):
-    """Whether the panel shows where the explorer stands."""
-    cells, digit, code, place, undo, reset = controls(explorer)
-    assert [int(button.description) for button in cells] == explorer.codes.ravel().tolist()
-    assert digit.value == explorer.digit and code.value == place.value == explorer.codes[explorer.cell]
-    marked = [number for number, button in enumerate(cells) if button.layout.border.startswith("3px")]
-    assert marked == [explorer.cell[0] * 7 + explorer.cell[1]]
-    np.testing.assert_allclose(explorer.now, explorer.model.decode(explorer.codes[None])[0], atol=1e-6)
-    assert explorer.status in [line.value for line in held(explorer.widget, widgets.HTML)]
-    return True
-
-
-def test_clicks_do_what_they_say(explorer):
-    cells, digit, code, place, undo, reset = controls(explorer)
-    given, pictures = explorer.codes.copy(), held(explorer.widget, widgets.Image)
-    assert agrees(explorer) and undo.disabled and reset.disabled
-
-    cells[2 * 7 + 4].click()
-    assert explorer.cell == (2, 4) and agrees(explorer) and np.array_equal(explorer.codes, given) and undo.disabled
-
-    first, before = (int(given[2, 4]) + 1) % 16, bytes(pictures[0].value)
-    code.value = first
-    assert explorer.codes[2, 4] == first and agrees(explorer) and not undo.disabled and bytes(pictures[0].value) != before
-    assert f"code {first} instead of {given[2, 4]}" in explorer.status and "Codes changed: 1." in explorer.status
-
-    cells[0].click()
-    second = (int(given[0, 0]) + 5) % 16
-    place.value = second
-    assert explorer.codes[0, 0] == second and agrees(explorer)
-
-    undo.click()
-    assert explorer.codes[0, 0] == given[0, 0] and explorer.codes[2, 4] == first and agrees(explorer)
-    undo.click()
-    assert np.array_equal(explorer.codes, given) and explorer.cell == (2, 4) and undo.disabled and agrees(explorer)
-    explorer.undo()
-    assert np.array_equal(explorer.codes, given), "one undo too many changes nothing"
-
-
-def test_reset_and_another_digit_forget_the_changes(explorer):
-    cells, digit, code, place, undo, reset = controls(explorer)
-    given = explorer.given.copy()
-    for value in (3, 4, 5):
-        code.value = value
-    reset.click()
-    assert np.array_equal(explorer.codes, given[0]) and undo.disabled and agrees(explorer)
-    code.value = (code.value + 1) % 16
-    digit.value = 2
-    assert np.array_equal(explorer.codes, given[2]) and undo.disabled and agrees(explorer)
-    np.testing.assert_array_equal(explorer.given, given)
-
-
-def test_methods_move_the_panel_too(explorer):
-    explorer.select(6, 6)
-    explorer.put((explorer.codes[6, 6] + 1) % 16)
-    assert agrees(explorer)
-    explorer.put(explorer.codes[6, 6])
-    assert len(explorer._past) == 1, "the same code again is no change"
-
-
-def test_every_control_has_words(explorer):
-    for button in held(explorer.widget, widgets.Button):
-        assert button.description and button.tooltip
-    for control in held(explorer.widget, (widgets.BoundedIntText, widgets.SelectionSlider)):
-        assert control.description
-    assert all(bytes(picture.value).startswith(b"\x89PNG") for picture in held(explorer.widget, widgets.Image))
-    assert [label for label, _ in held(explorer.widget, widgets.SelectionSlider)[0].options] == [f"code {c}" for c in explorer.order]
-
-
-def test_it_shows_itself_live_and_still(explorer, monkeypatch):
-    shown = []
-    monkeypatch.setattr(module, "display", shown.append)
-    explorer._ipython_display_()
-    assert shown == [explorer.widget]
-    figures = []
-    monkeypatch.setattr(module, "show_figure", figures.append)
-    explorer.show()
-    assert [axes.get_title() for axes in figures[0].axes] == ["codes", "before", "now", "change"]
-
-
-def test_from_code_no_widget_is_made(model, images, monkeypatch):
-    monkeypatch.setattr(module, "widgets", None)
-    explorer = CodebookExplorer(model, images[:1])
-    explorer.select(1, 2)
-    explorer.put(3)
-    assert explorer.codes[1, 2] == 3
-
-
-def test_images_in_colour_can_be_explored():
-    model = tiny((8, 12, 3), 8)
-    explorer = CodebookExplorer(model, np.random.default_rng(0).random((2, 8, 12, 3)))
-    assert len(held(explorer.widget, widgets.Button)) == 2 * 3 + 2
-    explorer.put((explorer.codes[explorer.cell] + 1) % 8)
-
-
-@pytest.mark.parametrize("wrong, part", [
-    (lambda explorer: explorer.choose_digit(3), "`number` must be one of the images, 0 to 2. Received: 3"),
-    (lambda explorer: explorer.choose_digit(-1), "Received: -1"),
-    (lambda explorer: explorer.select(0, -1), "`column` must be"),
-    (lambda explorer: explorer.put(1.5), "`code` must be"),
-    (lambda explorer: explorer.select(7, 0), "`row` must be a row of the map, 0 to 6. Received: 7"),
-    (lambda explorer: explorer.put(16), "`code` must be one of the codes, 0 to 15. Received: 16"),
-    (lambda explorer: explorer.put(-1), "`code` must be"),
-    (lambda explorer: CodebookExplorer(explorer.model, np.zeros((0, 28, 28, 1))), "`images` must be at least one image"),
-    (lambda explorer: CodebookExplorer(explorer.model, np.zeros((1, 28, 27, 1))), "shape"),
-])
-def test_an_impossible_wish_is_refused_and_changes_nothing(explorer, wrong, part):
-    before = explorer.codes.copy(), explorer.cell, explorer.digit
-    with pytest.raises(ValueError) as caught:
-        wrong(explorer)
-    assert part in str(caught.value)
-    assert np.array_equal(explorer.codes, before[0]) and (explorer.cell, explorer.digit) == before[1:] and agrees(explorer)

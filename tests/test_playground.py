@@ -5,16 +5,20 @@
 import base64
 import os
 import re
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
+from project import ROOT
 
 from vqvae_tutorial import VQVAE, PixelCNN, PositionPrior, VectorQuantizer, build_networks, load_mnist, load_pretrained, playground
 from vqvae_tutorial.data import SAMPLE
 from vqvae_tutorial.playground import Packed, Playground, layer_steps, mnist_playground, pack_prior, pack_vqvae
 from vqvae_tutorial.priors import keeping_noise
 
+BENCHMARKS = ROOT / "benchmarks"
 DIGITS = int(os.environ.get("PLAYGROUND_DIGITS", 100))
 DREAMS = 20
 
@@ -330,3 +334,22 @@ def test_sequential_networks_are_packed_too():
 def test_what_a_page_cannot_run_is_refused(fault, message):
     with pytest.raises(ValueError, match=message):
         fault()
+
+
+# What it costs
+
+
+def test_a_reader_does_not_wait(browser, tmp_path):
+    """The committed figures meet their bars, and the script that measured them runs."""
+    sys.path.insert(0, str(BENCHMARKS))
+    from measure import RESULTS, read
+
+    bars = {"first_stroke_kb": 450, "first_dream_kb": 2000, "stroke_ms": 15, "dream_ms": 300, "stroke_slowed_ms": 80, "dream_slowed_ms": 1500}
+    for row in read(RESULTS / "playground.csv"):
+        assert {name: float(row[name]) for name, bar in bars.items() if float(row[name]) > bar} == {}
+    out = tmp_path / "quick.csv"
+    ran = subprocess.run([sys.executable, BENCHMARKS / "playground.py", "--quick", "--out", out], capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    [row] = read(out)
+    assert list(row) == list(read(RESULTS / "playground.csv")[0])
+    assert float(row["first_dream_kb"]) <= bars["first_dream_kb"] and float(row["first_stroke_kb"]) <= bars["first_stroke_kb"]

@@ -440,6 +440,41 @@ def test_copied_code_is_code(visits, site, page):
         view.close()
 
 
+def test_playground_says_what_it_is_where_no_script_runs(visits, site):
+    page = visits.quiet((site / "nbs" / "playground.html").as_uri())
+    host = page.locator(".vqvae-playground")
+    assert "needs a browser that runs JavaScript" in host.inner_text()
+    assert host.locator("img").get_attribute("alt") and host.locator("img").bounding_box()["width"] > 100
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", ["nbs/playground"])
+def test_playground_works_on_the_site(visits, page, scheme):
+    """Under the site's path and theme, it draws and dreams, fetches its prior when it is first wanted, and shuts nobody out."""
+    view = visits.open(page, scheme)
+    try:
+        view.wait_for_selector(".vp-ready")
+        assert not [request.url for request in view.requests if "prior" in request.url]
+        view.get_by_role("gridcell").nth(24).click()
+        view.get_by_role("button", name="Dream", exact=True).click()
+        view.wait_for_function("document.querySelector('.vp-status').textContent.startsWith('Dreamt')")
+        view.wait_for_selector(".vp-reading p")
+        assert [request.url for request in view.requests if "prior" in request.url]
+        assert all(request.url.startswith((visits.address, "data:", "blob:")) for request in view.requests)
+        assert not view.errors and not view.failures
+        for width in WIDTHS:
+            view.set_viewport_size({"width": width, "height": 900})
+            view.get_by_role("gridcell").nth(24).click()
+            assert view.evaluate("document.documentElement.scrollWidth") <= width
+            if visits.axe:
+                view.evaluate(visits.axe)
+                found = view.evaluate("axe.run('.vqvae-playground', {resultTypes: ['violations']})")["violations"]
+                assert [(rule["id"], node["failureSummary"]) for rule in found for node in rule["nodes"]] == []
+    finally:
+        view.close()
+
+
 def test_lost_readers_find_back(visits, address):
     for wrong in ("nothing", "nbs/nothing/deeper/still"):
         view = visits.open(wrong)
