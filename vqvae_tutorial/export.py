@@ -37,7 +37,7 @@ class FindCodes(layers.Layer):
         scores = ops.matmul(ops.cast(vectors, "float32"), self.slopes) - self.own
         return ops.top_k(scores, 1)[1][..., 0]
 
-# %% ../nbs/97_export.ipynb #2debd075
+# %% ../nbs/97_export.ipynb #e45bf96b
 class Draw(layers.Layer):
     """A VQ-VAE's `decode`."""
 
@@ -56,7 +56,7 @@ def model_parts(model):
         model: a `VQVAE` whose quantizer chooses the nearest embedding.
 
     Returns:
-        `{"encode": signals to {"codes": …}, "decode": codes to {"signal": …}}`.
+        A dict: under `"encode"` a model from `"signal"` to `"codes"`, under `"decode"` one back.
 
     Raises:
         ValueError: if the quantizer finds its codes in another way.
@@ -115,7 +115,7 @@ def _next_place_without_branch(prior, codes, cache, index):
         h = layer.across(left[-1], h, ops.take(told, column, axis=2), bias[1])
     return prior.logits(ops.relu(h)[:, 0, 0]), cache | windows | {"left": left}
 
-# %% ../nbs/97_export.ipynb #48834ee4
+# %% ../nbs/97_export.ipynb #09e33c87
 class NextPlace(_Step):
     """One cached step: logits `(n, K)` of a place, and what is remembered then, `(n, S)`."""
 
@@ -136,8 +136,9 @@ def prior_parts(prior):
         prior: a `Prior`.
 
     Returns:
-        `{"start": …, "next_place": …}`. The second takes `"codes"` int32 `(n, places)`, 0 where
-        none is drawn yet, `"index"` int32 `(n,)`, the place for all, and `"state"` `(n, S)`.
+        A dict. The model under `"start"` gives the `"state"` `(n, S)` for a `"label"` `(n,)`;
+        that under `"next_place"` takes it with `"codes"` int32 `(n, places)`, 0 where none is
+        drawn yet, and `"index"` int32 `(n,)`, and gives `"logits"` and `"next_state"`.
     """
     label, index = (keras.Input((), dtype="int32", name=name) for name in ("label", "index"))
     codes = keras.Input((prior.places,), dtype="int32", name="codes")
