@@ -221,7 +221,7 @@ def follows_training(method):
 
     return now_or_later
 
-# %% ../nbs/02_quantizer_layer.ipynb #636fd42d
+# %% ../nbs/02_quantizer_layer.ipynb #cc0a5ee6
 GRADIENTS = {"straight_through": straight_through}  # functions of vectors and quantized
 
 
@@ -265,8 +265,7 @@ class Quantizer(StateLayer):
         self.frequencies.assign(code_frequencies(codes, self.num_codes, weights))
         vectors = self.project(vectors)
         self.learn(vectors, quantized, codes, weights, training and self.trainable)
-        passed = GRADIENTS[self.gradient](vectors, quantized)
-        return ops.cast(passed, self.compute_dtype)
+        return ops.cast(GRADIENTS[self.gradient](vectors, quantized), self.compute_dtype)
 
     def project(self, vectors):
         """What is quantized in place of vectors `(..., D)`: the vectors themselves."""

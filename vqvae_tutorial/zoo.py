@@ -4,15 +4,15 @@
 __all__ = ['unit', 'rotate_to', 'digits_to_codes', 'codes_to_digits', 'GridQuantizer', 'FSQ', 'binary_entropy', 'entropy_gap',
            'BinaryQuantizer', 'CosineQuantizer', 'SimVQ']
 
-# %% ../nbs/09_other_quantizers.ipynb #ceae59a4
+# %% ../nbs/09_other_quantizers.ipynb #786440ab
 import keras
 import numpy as np
 from keras import ops
 
 from .checks import _refusal, check_codes, check_count
-from vqvae_tutorial.quantizers import (
-    GRADIENTS, Quantizer, VectorQuantizer, _checked_weight, _last_axis, straight_through,
-    weighted_mean)
+from .quantizers import (
+    GRADIENTS, Quantizer, VectorQuantizer, _checked_weight,
+    _last_axis, straight_through, weighted_mean)
 
 # %% ../nbs/09_other_quantizers.ipynb #0b034357
 def unit(vectors):
