@@ -186,7 +186,7 @@ def binary_entropy(chance):
     """
     return -sum(p * ops.log2(ops.maximum(p, 1e-7)) for p in (chance, 1 - chance))
 
-# %% ../nbs/09_other_quantizers.ipynb #0a310bf2
+# %% ../nbs/09_other_quantizers.ipynb #7d31833f
 def entropy_gap(chances, weights=None):
     """How unsure soft bits are, less how evenly they are used; from −1 (best) to 0.
 
@@ -199,7 +199,7 @@ def entropy_gap(chances, weights=None):
         summed over bits as if they were independent.
 
     Reference:
-        Yu et al. (2023), the penalty; Zhao et al. (2024), the sum over bits.
+        Yu et al. (2024), the penalty; Zhao et al. (2024), the sum over bits.
     """
     weights = ops.ones_like(chances[..., 0]) if weights is None else weights
     total = ops.maximum(ops.sum(weights), 1e-7)
@@ -208,7 +208,7 @@ def entropy_gap(chances, weights=None):
     unsure = weighted_mean(binary_entropy(chances), weights)
     return unsure - ops.mean(binary_entropy(mean))
 
-# %% ../nbs/09_other_quantizers.ipynb #9c084411
+# %% ../nbs/09_other_quantizers.ipynb #6ca6a4de
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class BinaryQuantizer(GridQuantizer):
     """Replaces each channel by its sign: 2^D codes without a codebook (LFQ, on a sphere BSQ).
@@ -221,7 +221,7 @@ class BinaryQuantizer(GridQuantizer):
         **kwargs: See `GridQuantizer`.
 
     Reference:
-        Yu et al. (2023), LFQ; Zhao et al. (2024), BSQ.
+        Yu et al. (2024), LFQ; Zhao et al. (2024), BSQ.
     """
     derived = ("num_codes", "levels")
 
