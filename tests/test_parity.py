@@ -136,8 +136,8 @@ def test_fsq_equals_the_paper(levels):
     np.testing.assert_array_equal(values(quantizer.encode(x)), codes)
     everything = np.arange(quantizer.num_codes)
     digits = values(quantizer.decode(everything)) * (L // 2) + L // 2
-    np.testing.assert_array_equal(digits, np.stack(np.unravel_index(everything, levels[::-1])[::-1], axis=-1))
-    assert digits.min() == 0 and (digits.max(axis=0) == L - 1).all() and not quantizer.losses
+    np.testing.assert_allclose(digits, np.stack(np.unravel_index(everything, levels[::-1])[::-1], axis=-1), atol=1e-5)
+    assert not quantizer.losses
 
 
 @pytest.mark.parametrize("sphere", [False, True], ids=["LFQ", "BSQ"])
