@@ -85,7 +85,7 @@ FIGURES = {
     },
     "09_other_quantizers": {
         f"{name}, {what}": rf"^{start} +{column}"
-        for name, start in {"gradient rule": "gradient", "EMA with revival": "EMA, revived", "the same, with rotation": "… with rotation",
+        for name, start in {"gradient rule": "gradient", "EMA with revival": "EMA, revived", "the same, with rotation": "EMA, rotation",
                             "charged for bits": "charged, λ = 0.1", "cosine look-up": "cosine", "SimVQ": "SimVQ",
                             "FSQ, 8 · 4 · 4": "FSQ 8 · 4 · 4", "LFQ": "LFQ, 7 bits", "BSQ": "BSQ, 7 bits"}.items()
         for what, column in {"test MSE × 1000, mean and half span of three seeds": r"(\d+\.\d+ ± +\d+\.\d+) ",
