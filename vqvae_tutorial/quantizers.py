@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['GRADIENTS', 'straight_through', 'weighted_mean', 'of_all_replicas', 'badly_quantized', 'StateLayer',
-           'QuantizerMethod', 'follows_training', 'Quantizer', 'CodebookQuantizer', 'VectorQuantizer', 'sums_by_code',
-           'RunningMeans', 'VectorQuantizerEMA', 'CodebookUsage', 'CodebookPerplexity']
+           'QuantizerMethod', 'follows_training', 'Coder', 'Quantizer', 'CodebookQuantizer', 'VectorQuantizer',
+           'sums_by_code', 'RunningMeans', 'VectorQuantizerEMA', 'CodebookUsage', 'CodebookPerplexity']
 
 # %% ../nbs/02_quantizer_layer.ipynb #65db9ce0
 import functools
@@ -221,32 +221,27 @@ def follows_training(method):
 
     return now_or_later
 
-# %% ../nbs/02_quantizer_layer.ipynb #cc0a5ee6
-GRADIENTS = {"straight_through": straight_through}  # functions of vectors and quantized
-
-
+# %% ../nbs/02_quantizer_layer.ipynb #9b592951
 @keras.saving.register_keras_serializable("vqvae_tutorial")
-class Quantizer(StateLayer):
-    """Vectors become codes, codes become vectors, and a gradient passes all the same.
+class Coder(StateLayer):
+    """Vectors become codes, and codes vectors; given a model's tensors, by layers of the model.
 
-    A subclass gives `nearest(vectors)`, which finds codes, `embed(codes)`, the way back, and
-    `learn`, if it learns. Places where a mask is False count nowhere.
+    A subclass gives `nearest(vectors)`, which finds codes, and `embed(codes)`, the way back.
 
     Args:
         num_codes: K, the number of codes.
-        gradient: How the gradient passes: `"straight_through"`, or `"rotation"`; see
-            `rotate_to`.
     """
-    starts_from_data = False  # True if there is an `adapt` with something to set
 
-    def __init__(self, num_codes, gradient="straight_through", **kwargs):
+    def __init__(self, num_codes, **kwargs):
         super().__init__(**kwargs)
         self.num_codes = check_count(num_codes, "num_codes")
-        self.gradient = _checked_gradient(gradient)
 
     def build(self, input_shape):
         self.embedding_dim = _last_axis(input_shape)
-        self.frequencies = self.add_state("frequencies", (self.num_codes,))
+
+    def project(self, vectors):
+        """What is quantized in place of vectors `(..., D)`: the vectors themselves."""
+        return vectors
 
     @follows_training
     def encode(self, vectors):
@@ -258,6 +253,31 @@ class Quantizer(StateLayer):
         """Vectors `(..., D)` float32 of codes `(...)`."""
         return self.embed(codes)
 
+# %% ../nbs/02_quantizer_layer.ipynb #f2e601cf
+GRADIENTS = {"straight_through": straight_through}  # functions of vectors and quantized
+
+
+@keras.saving.register_keras_serializable("vqvae_tutorial")
+class Quantizer(Coder):
+    """Replaces vectors by those that their codes stand for; a gradient passes all the same.
+
+    A subclass gives `nearest`, `embed` and, if it learns, `learn`. Places where a mask is False
+    count nowhere.
+
+    Args:
+        num_codes: K, the number of codes.
+        gradient: How it passes: `"straight_through"`, or `"rotation"`; see `rotate_to`.
+    """
+    starts_from_data = False  # True if there is an `adapt` with something to set
+
+    def __init__(self, num_codes, gradient="straight_through", **kwargs):
+        super().__init__(num_codes, **kwargs)
+        self.gradient = _checked_gradient(gradient)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.frequencies = self.add_state("frequencies", (self.num_codes,))
+
     def call(self, inputs, mask=None, training=False):
         codes = self.encode(ops.stop_gradient(inputs))
         vectors, weights = _leave_out(ops.cast(inputs, "float32"), mask)
@@ -266,10 +286,6 @@ class Quantizer(StateLayer):
         vectors = self.project(vectors)
         self.learn(vectors, quantized, codes, weights, training and self.trainable)
         return ops.cast(GRADIENTS[self.gradient](vectors, quantized), self.compute_dtype)
-
-    def project(self, vectors):
-        """What is quantized in place of vectors `(..., D)`: the vectors themselves."""
-        return vectors
 
     def learn(self, vectors, quantized, codes, weights, training):
         """Adds losses, and moves the state if `training`; `weights` are a mask's, or `None`."""
