@@ -83,6 +83,13 @@ FIGURES = {
         "VQ, total": r"^VQ +[\d.]+ +[\d.]+ +([\d.]+) ",
         "VQ with the learned prior, total": r"^total with the learned prior ([\d.]+),",
     },
+    "09_other_quantizers": {
+        f"{name}, {what}": rf"^{start} +{column}"
+        for name, start in {"gradient rule": "gradient", "EMA with revival": "EMA, revived", "the same, with rotation": "EMA, rotation",
+                            "charged for bits": "charged, λ = 0.1", "cosine look-up": "cosine", "SimVQ": "SimVQ",
+                            "FSQ, 8 · 4 · 4": "FSQ 8 · 4 · 4", "LFQ": "LFQ, 7 bits", "BSQ": "BSQ, 7 bits"}.items()
+        for what, column in {"test MSE × 1000, mean and half span of three seeds": r"(\d+\.\d+ ± +\d+\.\d+) ",
+                             "bits by place": r"\d+\.\d+ ± .*?± .*?± .*?(\d+ ± +\d+)$"}.items()},
     "91_scoring": {
         "the judge's test accuracy": r"^the judge that ships: test accuracy (\S+)$",
         "Fréchet distance of two halves of the test digits": r"^other real digits +(\d\S+)$",

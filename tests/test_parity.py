@@ -9,6 +9,7 @@ import pytest
 from keras import ops
 
 from vqvae_tutorial.quantizers import VectorQuantizer, VectorQuantizerEMA
+from vqvae_tutorial.zoo import FSQ, BinaryQuantizer, CosineQuantizer, SimVQ
 
 K, D, N, DECAY = 6, 4, 48, 0.9
 
@@ -103,6 +104,122 @@ def test_codebook_loss_is_equation_3(batches, codebook):
         np.testing.assert_allclose(float(loss), 1.4 * np.mean((batch - quantized) ** 2), rtol=1e-5)
         np.subtract.at(paper.e, codes, 0.5 * 2 * (quantized - batch) / batch.size)
         np.testing.assert_allclose(values(quantizer.codebook), paper.e, rtol=1e-4, atol=1e-5)
+
+
+# Other quantizers, by the formulas of their papers
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def gradient_of_encoder(quantizer, x, sent):
+    """What one step of plain gradient descent takes off an identity in front of a quantizer, when the decoder sends `sent`."""
+    inputs = keras.Input((x.shape[-1],))
+    encoder = keras.layers.Dense(x.shape[-1], use_bias=False, kernel_initializer=keras.initializers.Identity())
+    model = keras.Model(inputs, quantizer(encoder(inputs)))
+    model.compile(keras.optimizers.SGD(1.0), loss=lambda target, output: ops.sum(target * output, axis=-1))
+    model.train_on_batch(x, sent)
+    return np.eye(x.shape[-1]) - values(encoder.kernel)
+
+
+@pytest.mark.parametrize("levels", [(8, 4, 4), (8, 5, 5, 5), (7, 5, 5, 5, 5), (2, 3), (16,)], ids=str)
+def test_fsq_equals_the_paper(levels):
+    """Mentzer et al. (2023), appendix A.1: bound, round, scale to half the levels; the code in mixed radix, the first channel first."""
+    x, L = np.random.default_rng(0).normal(scale=2, size=(200, len(levels))).astype("float32"), np.array(levels)
+    half, offset = (L - 1) * (1 - 1e-3) / 2, np.where(L % 2, 0, 0.5)
+    bounded = np.tanh(np.float64(x) + np.tan(offset / half)) * half - offset
+    whole = np.round(bounded)
+    quantizer = FSQ(levels)
+    np.testing.assert_allclose(values(quantizer(x)), whole / (L // 2), rtol=1e-6)
+    codes = np.sum((whole + L // 2) * np.cumprod([1, *levels[:-1]]), axis=-1)
+    np.testing.assert_array_equal(values(quantizer.encode(x)), codes)
+    everything = np.arange(quantizer.num_codes)
+    digits = values(quantizer.decode(everything)) * (L // 2) + L // 2
+    np.testing.assert_allclose(digits, np.stack(np.unravel_index(everything, levels[::-1])[::-1], axis=-1), atol=1e-5)
+    assert not quantizer.losses
+
+
+@pytest.mark.parametrize("sphere", [False, True], ids=["LFQ", "BSQ"])
+@pytest.mark.parametrize("tau", [1.0, 0.3])
+def test_signs_equal_the_papers(sphere, tau):
+    """L. Yu et al. (2024) and Zhao et al. (2024): signs, and entropies from a table of all 2^D chances.
+
+    The entropy of the mean is the sum over bits, as in the second paper; the first takes it over the table. The temperature is
+    measured in squared corners, so that LFQ's is the paper's and BSQ's the paper's times D."""
+    x = np.random.default_rng(0).normal(size=(50, D)).astype("float32")
+    quantizer = BinaryQuantizer(D, sphere=sphere, entropy_cost=0.5, commitment_cost=0.4, temperature=tau)
+    before, corner = (unit(np.float64(x)), D**-0.5) if sphere else (np.float64(x), 1.0)
+    output = values(quantizer(x))
+    np.testing.assert_allclose(output, corner * np.sign(x), rtol=1e-6)
+    np.testing.assert_array_equal(values(quantizer.encode(x)), np.sum((x > 0) * 2 ** np.arange(D), axis=-1))
+    corners = values(quantizer.decode(np.arange(2**D)))
+    table = np.exp(-np.square(before[:, None] - corners).sum(axis=-1) / (tau * corner**2))
+    table /= table.sum(axis=-1, keepdims=True)
+    sure = -np.sum(table * np.log2(np.maximum(table, 1e-30)), axis=-1).mean() / D
+    ones = (table @ (corners > 0)).mean(axis=0)
+    spread = np.mean(-ones * np.log2(ones) - (1 - ones) * np.log2(1 - ones))
+    expected = [0.4 * np.mean((before - output) ** 2), 0.5 * (sure - spread)]
+    np.testing.assert_allclose([float(loss) for loss in quantizer.losses], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_cosine_equals_the_paper(batches, codebook):
+    """J. Yu et al. (2021): the code of the largest cosine, the embedding of length 1; and a step of its codebook."""
+    x, rate = batches[0], 0.5
+    quantizer = CosineQuantizer(K, commitment_cost=0.4, embeddings_initializer=codebook)
+    codes = np.argmax(unit(np.float64(x)) @ unit(np.float64(codebook)).T, axis=-1)
+    np.testing.assert_array_equal(values(quantizer.encode(x)), codes)
+    np.testing.assert_allclose(values(quantizer(x)), unit(codebook)[codes], rtol=1e-5, atol=1e-6)
+    inputs = keras.Input((D,))
+    model = keras.Model(inputs, quantizer(inputs))
+    model.compile(keras.optimizers.SGD(rate))
+    loss = model.train_on_batch(x)
+    gap = unit(np.float64(codebook))[codes] - unit(np.float64(x))
+    np.testing.assert_allclose(float(loss), 1.4 * np.mean(gap**2), rtol=1e-5)
+    pull = np.zeros((K, D))
+    np.add.at(pull, codes, 2 * gap / x.size)
+    e = unit(np.float64(codebook))
+    across = (pull - np.sum(pull * e, axis=-1, keepdims=True) * e) / np.linalg.norm(codebook, axis=-1, keepdims=True)
+    np.testing.assert_allclose(values(quantizer.codebook), codebook - rate * across, rtol=1e-4, atol=1e-5)
+
+
+def test_simvq_equals_the_paper(batches, codebook):
+    """Zhu et al. (2024): the codebook is frozen, all learning is the matrix's, and an unused embedding moves with it."""
+    quantizer = SimVQ(K, commitment_cost=0.4, embeddings_initializer=codebook)
+    inputs = keras.Input((D,))
+    model = keras.Model(inputs, quantizer(inputs))
+    model.compile(keras.optimizers.SGD(0.5))
+    W = np.eye(D)
+    for x in batches:
+        e = np.float64(codebook) @ W
+        codes = np.argmin(np.square(x[:, None] - e).sum(axis=-1), axis=-1)
+        loss = model.train_on_batch(x)
+        np.testing.assert_allclose(float(loss), 1.4 * np.mean((x - e[codes]) ** 2), rtol=1e-5)
+        W = W - 0.5 * 2 * codebook[codes].T @ (e[codes] - x) / x.size
+        np.testing.assert_allclose(values(quantizer.embeddings), codebook @ W, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(values(quantizer.codebook), codebook)
+    assert [each.name for each in quantizer.trainable_variables] == ["map"]
+
+
+@pytest.mark.parametrize("make", [VectorQuantizer, VectorQuantizerEMA])
+def test_the_rotation_trick_equals_the_paper(make, batches, codebook):
+    """Fifty et al. (2024), section 4: s Rᵀ g, here with R built as a turn by an angle in the plane of x and q, not from reflections."""
+    x, sent = batches[0], batches[1]
+    options = {"embeddings_initializer": codebook, "commitment_cost": 0.0}
+    q = values(make(K, **options)(x))
+    a, b = unit(np.float64(x)), unit(q)
+    cosine = np.sum(a * b, axis=-1, keepdims=True)
+    w = unit(b - cosine * a)
+    sine = np.sum(b * w, axis=-1, keepdims=True)
+    outer = [one[:, :, None] * other[:, None] for one, other in ((w, a), (a, w), (a, a), (w, w))]
+    R = np.eye(D) + sine[..., None] * (outer[0] - outer[1]) + (cosine[..., None] - 1) * (outer[2] + outer[3])
+    s = np.linalg.norm(q, axis=-1) / np.linalg.norm(x, axis=-1)
+    np.testing.assert_allclose(s[:, None] * np.einsum("nij,nj->ni", R, x), q, rtol=1e-4, atol=1e-5)  # forwards it is q
+    slope = s[:, None] * np.einsum("nij,ni->nj", R, sent) / len(x)
+    found = gradient_of_encoder(make(K, gradient="rotation", **options), x, sent)
+    np.testing.assert_allclose(found, x.T @ slope, rtol=1e-3, atol=1e-5)
+    copied = gradient_of_encoder(make(K, **options), x, sent)
+    np.testing.assert_allclose(copied, x.T @ sent / len(x), rtol=1e-3, atol=1e-5)
 
 
 # vector-quantize-pytorch

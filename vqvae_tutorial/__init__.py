@@ -12,6 +12,8 @@ from .presets import load_pretrained
 from .priors import PositionPrior, Prior
 from .quantizers import Quantizer, VectorQuantizer, VectorQuantizerEMA
 from .rate import EntropyConstrainedQuantizer
+from .zoo import FSQ, BinaryQuantizer, CosineQuantizer, SimVQ
 
-__all__ = ["EntropyConstrainedQuantizer", "PixelCNN", "PositionPrior", "Prior", "Quantizer", "VQVAE", "VectorQuantizer",
-           "VectorQuantizerEMA", "__version__", "build_networks", "load_mnist", "load_pretrained", "resumable"]
+__all__ = ["BinaryQuantizer", "CosineQuantizer", "EntropyConstrainedQuantizer", "FSQ", "PixelCNN", "PositionPrior", "Prior", "Quantizer",
+           "SimVQ", "VQVAE", "VectorQuantizer", "VectorQuantizerEMA", "__version__", "build_networks", "load_mnist", "load_pretrained",
+           "resumable"]

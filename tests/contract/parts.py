@@ -14,17 +14,78 @@ from vqvae_tutorial import (
     VectorQuantizerEMA,
     build_networks,
 )
+from vqvae_tutorial.quantizers import CodebookQuantizer
+from vqvae_tutorial.zoo import FSQ, BinaryQuantizer, CosineQuantizer, SimVQ
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 K, D = 8, 4
 
-# Each makes a quantizer of K codes for vectors of size D; it takes the options of any Keras layer (name, dtype, trainable).
+# Each makes a quantizer for vectors of size D, of K codes where it has a codebook (grids: as many as their levels make); it takes
+# the options of any Keras layer (name, dtype, trainable).
 QUANTIZERS = {
     "gradient": lambda **options: VectorQuantizer(K, seed=0, **options),
     "ema": lambda **options: VectorQuantizerEMA(K, seed=0, **options),
     "entropy": lambda **options: EntropyConstrainedQuantizer(K, seed=0, **options),
+    "fsq": lambda **options: FSQ((3, 2, 2, 4), **options),
+    "binary": lambda **options: BinaryQuantizer(D, **options),
+    "sphere": lambda **options: BinaryQuantizer(D, sphere=True, **options),
+    "cosine": lambda **options: CosineQuantizer(K, seed=0, **options),
+    "simvq": lambda **options: SimVQ(K, seed=0, **options),
+    "rotation": lambda **options: VectorQuantizerEMA(K, seed=0, **({"gradient": "rotation"} | options)),
+    "cosine, rotation": lambda **options: CosineQuantizer(K, seed=0, **({"gradient": "rotation"} | options)),
 }
+WITH_CODEBOOK = {name: make for name, make in QUANTIZERS.items() if isinstance(make(), CodebookQuantizer)}
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def bound(x):
+    levels = np.array([3, 2, 2, 4])
+    half, offset = 0.999 * (levels - 1) / 2, 0.5 * (levels % 2 == 0)
+    return (half * np.tanh(x + np.tan(offset / half)) - offset) / (levels // 2)
+
+
+def unsure(x, corner):
+    """0.1 · (mean entropy of soft bits − entropy of their mean), in bits a channel."""
+    def entropy(chance):
+        return -chance * np.log2(chance) - (1 - chance) * np.log2(1 - chance)
+
+    chance = 1 / (1 + np.exp(-4 * x / corner))
+    return 0.1 * (np.mean(entropy(chance)) - np.mean(entropy(chance.reshape(-1, D).mean(axis=0))))
+
+
+def turned(x, q, slope):
+    """The gradient of the rotation trick: s Rᵀ g, by the matrix R and the ratio s of lengths."""
+    a, b = unit(x), unit(q)
+    m = unit(a + b)
+    R = np.eye(D) - 2 * m[:, :, None] * m[:, None] + 2 * b[:, :, None] * a[:, None]
+    return np.einsum("nij,ni->nj", R, slope) * np.linalg.norm(q, axis=-1, keepdims=True) / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+# By NumPy, where it is not the plain thing: what is done to vectors first, losses of their own, and what the gradient becomes at the step.
+BEFORE = {"fsq": bound, "sphere": unit, "cosine": unit, "cosine, rotation": unit}
+PENALTY = {"binary": lambda x: unsure(x, 1.0), "sphere": lambda x: unsure(unit(x), D**-0.5)}
+BACKWARDS = {"rotation": turned, "cosine, rotation": turned}
+
+
+def of(table, make, otherwise):
+    """The entry for what a maker makes."""
+    return table.get(next(name for name, each in QUANTIZERS.items() if each is make), otherwise)
+
+
+def slopes(function, x, step=1e-5):
+    """The Jacobian of a function of an array, by differences: `(*value, *x)`."""
+    x = np.float64(x)
+    sides = []
+    for index in np.ndindex(x.shape):
+        up, down = x.copy(), x.copy()
+        up[index] += step
+        down[index] -= step
+        sides.append((function(up) - function(down)) / (2 * step))
+    return np.stack(sides, axis=-1).reshape(*np.shape(sides[0]), *x.shape)
 
 # Each makes a prior; those of two dimensions at most stand in FLAT, too.
 PRIORS = {

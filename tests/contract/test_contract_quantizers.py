@@ -3,11 +3,30 @@ import keras
 import numpy as np
 import pytest
 from keras import layers, ops
-from parts import POLICIES, QUANTIZERS, TENSORFLOW, D, K, moved, numbers, same, started, state, vectors
+from parts import (
+    BACKWARDS,
+    BEFORE,
+    PENALTY,
+    POLICIES,
+    QUANTIZERS,
+    TENSORFLOW,
+    WITH_CODEBOOK,
+    D,
+    K,
+    moved,
+    numbers,
+    of,
+    same,
+    slopes,
+    started,
+    state,
+    vectors,
+)
+
+from vqvae_tutorial.quantizers import CodebookQuantizer, Quantizer
 
 each = pytest.mark.parametrize("make", QUANTIZERS.values(), ids=QUANTIZERS)
-LEARNED = {name: make for name, make in QUANTIZERS.items() if hasattr(make(), "commitment_cost")}
-each_with_a_codebook = pytest.mark.parametrize("make", LEARNED.values(), ids=LEARNED)
+each_with_a_codebook = pytest.mark.parametrize("make", WITH_CODEBOOK.values(), ids=WITH_CODEBOOK)
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +40,19 @@ def identity(**options):
     return layers.Dense(D, use_bias=False, kernel_initializer=keras.initializers.Identity(), **options)
 
 
+def adds_no_loss(part):
+    return isinstance(part, Quantizer) and type(part).learn is Quantizer.learn
+
+
+def with_a_loss(parts):
+    """Keras trains nothing that has no loss; where a quantizer adds none, a layer that adds 0 comes last."""
+    return [*parts, layers.ActivityRegularization(dtype="float32")] if any(map(adds_no_loss, parts)) else list(parts)
+
+
 class Subclassed(keras.Model):
     def __init__(self, *parts):
         super().__init__()
-        self.parts = list(parts)
+        self.parts = with_a_loss(parts)
 
     def call(self, inputs, training=False):  # without `training` Keras would tell none of the parts
         for part in self.parts:
@@ -34,12 +62,12 @@ class Subclassed(keras.Model):
 
 def functional(*parts):
     inputs = x = keras.Input((D,))
-    for part in parts:
+    for part in with_a_loss(parts):
         x = part(x)
     return keras.Model(inputs, x)
 
 
-KINDS = {"functional": functional, "sequential": lambda *parts: keras.Sequential(parts), "subclassed": Subclassed}
+KINDS = {"functional": functional, "sequential": lambda *parts: keras.Sequential(with_a_loss(parts)), "subclassed": Subclassed}
 
 
 # What goes in and comes out
@@ -53,6 +81,7 @@ def test_call_is_decode_of_encode_to_the_last_bit(make, shape, training):
     codes = quantizer.encode(x)
     expected = numbers(quantizer.decode(codes))
     assert keras.backend.standardize_dtype(codes.dtype) == "int32" and tuple(codes.shape) == shape
+    K = quantizer.num_codes
     assert 0 <= numbers(codes).min() and numbers(codes).max() < K
     np.testing.assert_array_equal(numbers(quantizer(x, training=training)), expected)
     share = np.bincount(numbers(codes).ravel(), minlength=K) / np.prod(shape)
@@ -62,6 +91,8 @@ def test_call_is_decode_of_encode_to_the_last_bit(make, shape, training):
 @each
 def test_codes_of_vectors_that_stand_in_the_codebook_are_theirs(make):
     quantizer = started(make)
+    if make is QUANTIZERS["fsq"]:
+        pytest.skip("its vectors lie behind the tanh that bounds what is encoded")
     codes = numbers(quantizer.encode(vectors(50)))
     np.testing.assert_array_equal(numbers(quantizer.encode(quantizer.decode(codes))), codes)
 
@@ -77,15 +108,18 @@ def test_vectors_of_any_dtype(make, kind):
 @each
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int64", "uint16"])
 def test_codes_of_any_integer_dtype(make, kind):
-    quantizer, codes = started(make), np.arange(K).reshape(2, -1)
+    quantizer = started(make)
+    codes = np.arange(quantizer.num_codes).reshape(2, -1)
     np.testing.assert_array_equal(numbers(quantizer.decode(codes.astype(kind))), numbers(quantizer.decode(codes)))
 
 
 @each
-@pytest.mark.parametrize("codes", [[-1], [K], [0.0], [[0], [1, 2]]], ids=str)
+@pytest.mark.parametrize("codes", [[-1], ["K"], [0.0], [[0], [1, 2]]], ids=str)
 def test_codes_that_are_none_are_refused(make, codes):
-    with pytest.raises(ValueError, match="`codes` must be integers from 0 to 7.* Received: .*"):
-        started(make).decode(codes)
+    quantizer = started(make)
+    K = quantizer.num_codes
+    with pytest.raises(ValueError, match=f"`codes` must be integers from 0 to {K - 1}.* Received: .*"):
+        quantizer.decode([K] if codes == ["K"] else codes)
 
 
 @each
@@ -95,9 +129,9 @@ def test_in_a_graph_codes_that_are_none_give_nan_and_not_a_vector(make, jit):
     import tensorflow as tf
 
     quantizer = started(make)
-    drawn = numbers(tf.function(quantizer.decode, jit_compile=jit)(tf.constant([-1, 0, K])))
+    drawn = numbers(tf.function(quantizer.decode, jit_compile=jit)(tf.constant([-1, 0, quantizer.num_codes])))
     assert np.isnan(drawn[[0, 2]]).all()
-    np.testing.assert_array_equal(drawn[1], numbers(quantizer.decode([0]))[0])
+    np.testing.assert_allclose(drawn[1], numbers(quantizer.decode([0]))[0], rtol=1e-6 * jit)
 
 
 @each
@@ -138,11 +172,16 @@ def test_the_encoder_gets_the_decoders_gradient_and_that_of_the_commitment(make)
     model = functional(identity(name="encoder"), quantizer)
     model.compile(keras.optimizers.SGD(1.0), "mse", run_eagerly=True)
     loss = model.train_on_batch(x, y)
-    slope = 2 * (quantized - y) / x.size + cost * 2 * (x - quantized) / x.size
-    np.testing.assert_allclose(numbers(model.get_layer("encoder").kernel), np.eye(D) - x.T @ slope, rtol=1e-4, atol=1e-5)
-    parts = np.mean((quantized - y) ** 2) + cost * np.mean((x - quantized) ** 2)
-    if getattr(quantizer, "learns_by_gradient", False):  # and the codebook gets none of the decoder's gradient
+    project, penalty = of(BEFORE, make, np.array), of(PENALTY, make, lambda x: 0.0)
+    x, given = project(x), x
+    slope = of(BACKWARDS, make, lambda x, q, slope: slope)(x, quantized, 2 * (quantized - y) / x.size)
+    slope = slope + cost * 2 * (x - quantized) / x.size
+    slope = np.einsum("nd,ndij->ij", slope, slopes(project, given)) + slopes(penalty, given)
+    np.testing.assert_allclose(numbers(model.get_layer("encoder").kernel), np.eye(D) - given.T @ slope, rtol=1e-4, atol=1e-5)
+    parts = np.mean((quantized - y) ** 2) + cost * np.mean((x - quantized) ** 2) + penalty(given)
+    if getattr(quantizer, "learns_by_gradient", False):
         parts += np.mean((x - quantized) ** 2)
+    if type(quantizer) is type(QUANTIZERS["gradient"]()):  # and the codebook gets none of the decoder's gradient
         codebook = next(value for name, value in before.items() if name.startswith("codebook")).copy()
         np.add.at(codebook, numbers(quantizer.encode(x)), 0.0)
         codes = np.argmin(((x[:, None] - codebook) ** 2).sum(-1), axis=-1)
@@ -155,7 +194,7 @@ def test_the_encoder_gets_the_decoders_gradient_and_that_of_the_commitment(make)
 @each_with_a_codebook
 def test_losses_are_those_of_the_paper(make):
     quantizer, x = started(make), vectors(5, 3)
-    error = np.mean((x - numbers(quantizer.decode(quantizer.encode(x)))) ** 2)
+    error = np.mean((of(BEFORE, make, np.array)(x) - numbers(quantizer.decode(quantizer.encode(x)))) ** 2)
     quantizer(x)
     expected = [quantizer.commitment_cost * error] + [error] * quantizer.learns_by_gradient
     np.testing.assert_allclose([float(loss) for loss in quantizer.losses], expected, rtol=1e-5)
@@ -172,7 +211,7 @@ def test_it_trains_in_a_model_of_each_kind(make, kind):
     model = KINDS[kind](identity(trainable=False), quantizer)
     model.compile(keras.optimizers.SGD(0.5), run_eagerly=kind != "functional")
     losses = model.fit(x, batch_size=32, epochs=3, shuffle=False, verbose=0).history["loss"]
-    if not quantizer.losses:
+    if not isinstance(quantizer, CodebookQuantizer):
         return
     assert losses[-1] < losses[0]
     if not by_hand.learns_by_gradient:
@@ -198,6 +237,8 @@ def test_it_trains_compiled_by_xla_as_without(make):
                    reason="Keras calls a model without its own __call__ there, so that a shared layer forgets its losses at each call")
 def test_used_twice_it_learns_from_both(make):
     x, quantizer, by_hand = vectors(16, seed=1), started(make), started(make)
+    if adds_no_loss(quantizer):
+        pytest.skip("learns nothing")
     inputs = keras.Input((D,))
     model = keras.Model(inputs, quantizer(layers.Rescaling(0.5)(quantizer(inputs))))
     model.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
@@ -227,6 +268,7 @@ def test_models_of_codes_and_of_vectors_follow_training_and_files(make, tmp_path
     assert not np.array_equal(found, early)
     np.testing.assert_array_equal(found, right)
     np.testing.assert_array_equal(coder.predict(x, verbose=0), right)
+    K = quantizer.num_codes
     np.testing.assert_array_equal(numbers(drawer(np.arange(K))), numbers(quantizer.decode(np.arange(K))))
     for name, one, given in (("coder", coder, x), ("drawer", drawer, np.arange(K))):
         one.save(tmp_path / f"{name}.keras")
@@ -265,7 +307,7 @@ def test_frozen_it_keeps_all_it_has_and_still_holds_the_encoder(make):
         same(state(quantizer), before)
     quantizer.trainable = True
     model.compile(keras.optimizers.SGD(1.0), run_eagerly=True)
-    if quantizer.losses:
+    if isinstance(quantizer, CodebookQuantizer):
         model.fit(x, verbose=0)
         assert moved(state(quantizer), before)
 
@@ -286,10 +328,11 @@ def test_a_codebook_that_is_given_is_the_codebook(make):
     quantizer = type(make())(**(config | {"embeddings_initializer": given}))
     assert not quantizer.starts_from_data
     quantizer.build((None, D))
-    np.testing.assert_array_equal(numbers(quantizer.decode(np.arange(K))), given)
+    np.testing.assert_array_equal(numbers(quantizer.codebook), given)
+    np.testing.assert_allclose(numbers(quantizer.decode(np.arange(K))), of(BEFORE, make, np.array)(given), rtol=1e-6)
     again = type(quantizer).from_config(quantizer.get_config())
     again.build((None, D))
-    np.testing.assert_array_equal(numbers(again.decode(np.arange(K))), given)
+    np.testing.assert_array_equal(numbers(again.decode(np.arange(K))), numbers(quantizer.decode(np.arange(K))))
     if hasattr(quantizer, "ema_sum"):
         np.testing.assert_array_equal(numbers(quantizer.ema_sum), given)
 
@@ -323,7 +366,7 @@ def test_adapt_sees_all_and_not_only_the_first(make):
     quantizer = make()
     quantizer.adapt(x)
     near = numbers(quantizer.decode(np.arange(K))).mean(axis=-1)
-    assert 0 < np.sum(near > 25) < K
+    assert 0 < np.sum(near > near.max() / 2) < K
 
 
 @each_with_a_codebook
@@ -365,7 +408,8 @@ def test_a_mask_by_kerass_masking_layer_is_honoured_and_passed_on(make):
     x, mask, real = padded(filler=0)
     inputs = keras.Input((6, D))
     out = quantizer(layers.Masking()(inputs))
-    model = keras.Model(inputs, layers.GlobalAveragePooling1D()(out))  # which means over real places only, where the mask arrives
+    mean = layers.GlobalAveragePooling1D()(out)  # over real places only, where the mask arrives
+    model = keras.Model(inputs, layers.ActivityRegularization()(mean))  # Keras wants a loss, if only of 0
     model.compile(keras.optimizers.SGD(0.0), run_eagerly=True)
     model.train_on_batch(x)
     by_hand(real, training=True)
@@ -443,7 +487,8 @@ def test_files_keep_all_and_training_goes_on_the_same(make, suffix, tmp_path):
 
 
 OF_ITS_OWN = {"commitment_cost": 0.4, "decay": 0.7, "revival_threshold": 0.3, "rate_weight": 0.6, "seed": 11, "name": "mine",
-              "trainable": False, "dtype": "mixed_bfloat16", "embeddings_initializer": "ones"}
+              "trainable": False, "dtype": "mixed_bfloat16", "embeddings_initializer": "ones", "gradient": "rotation", "entropy_cost": 0.2,
+              "temperature": 0.7, "sphere": True}
 
 
 @each
@@ -456,10 +501,10 @@ def test_every_argument_survives_its_config(make):
     again = kind.from_config(quantizer.get_config())
     for name in options.keys() - {"dtype", "embeddings_initializer"}:
         assert getattr(again, name) == options[name] == getattr(quantizer, name), name
-    assert again.dtype_policy.name == "mixed_bfloat16" and again.num_codes == K
+    assert again.dtype_policy.name == "mixed_bfloat16" and again.num_codes == make().num_codes
     again.build((None, D))
     if "embeddings_initializer" in options:
-        np.testing.assert_array_equal(numbers(again.decode([0])), np.ones((1, D)))
+        np.testing.assert_allclose(numbers(again.decode([0])), of(BEFORE, make, np.array)(np.ones((1, D))), rtol=1e-6)
         assert again.starts_from_data is False and make().starts_from_data is True
         assert kind.from_config(make().get_config()).starts_from_data is True
 
