@@ -50,7 +50,7 @@ def lost(app):
 
 def number(app, doctree, page):
     """Say above the title of a chapter which one it is."""
-    if match := re.fullmatch(r"nbs/0(\d)_\w+", page):
+    if match := re.fullmatch(r"nbs/0?(\d|1\d)_\w+", page):
         section = doctree.next_node(nodes.section)
         section.insert(0, nodes.raw("", f'<div class="book-number">Chapter {match[1]}</div>', format="html"))
 

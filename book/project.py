@@ -44,7 +44,7 @@ def cells(path, kind):
 def chapter_name(path):
     """What a link to a chapter says: its number, which is in the file's name, and its title."""
     title = next(match[1] for text in cells(path, "markdown") if (match := re.search(r"^# (.+)$", text, re.M)))
-    number = re.match(r"0(\d)_", path.name)
+    number = re.match(r"0?(\d|1\d)_", path.name)
     return f"Chapter {number[1]}: {title}" if number else title
 
 
