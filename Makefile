@@ -1,16 +1,18 @@
 # `make` alone lists what there is. Everything runs in .venv, which the first call makes.
 SHELL := /bin/sh
 PY := .venv/bin/python
+QUICK := $(addprefix tests/test_,style.py checks.py quantization.py results.py callbacks.py plotting.py)
 SPREAD := -n auto --maxprocesses 4 --dist loadgroup -q
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test test-colab test-oldest test-newest test-backends links reproduce study bench export wheel clean moved
+.PHONY: help book serve check test test-colab test-oldest test-newest test-backends links reproduce study bench export wheel clean moved
 
 help:
 	@echo 'make book         build the book from the committed outputs (and its PDF, where there is a Chromium), and say where to open it'
 	@echo 'make serve        build the book and serve it on a free port of this machine'
+	@echo 'make check        a first look, within a minute: lint, outputs older than their code, style, and the fastest tests'
 	@echo 'make test         run every cell of every notebook (small budget), and the tests'
 	@echo 'make test-colab   run the wheel, every chapter and the library tests with the versions of Google Colab'
 	@echo 'make test-oldest  the same with the oldest versions that settings.ini allows, on the oldest Python there is'
@@ -37,6 +39,11 @@ book: .venv/installed
 
 serve: .venv/installed
 	@$(PY) book/build.py --serve
+
+check: .venv/installed
+	@$(PY) -m ruff check .
+	@$(PY) book/reproduce.py --check
+	@$(PY) -m pytest $(SPREAD) $(QUICK)
 
 test: .venv/installed
 	@status=0; \

@@ -17,8 +17,9 @@ from keras import ops
 from .checks import _refusal
 from .export import NextPlace, Start
 
-# %% ../nbs/10_bytes.ipynb #3b3814dc
-TABLE_BITS, WINDOW, LEAST = 24, 1 << 64, 1 << 48  # a table's total; the window; the narrowest piece
+# %% ../nbs/10_bytes.ipynb #78106966
+TABLE_BITS = 24  # of a table's total
+WINDOW, LEAST = 1 << 64, 1 << 48  # what is looked at, and the narrowest piece of it
 
 
 class RangeEncoder:
@@ -55,7 +56,7 @@ class RangeEncoder:
         self.bytes.append(self.low >> 56)
         self.low = (self.low << 8) % WINDOW
 
-# %% ../nbs/10_bytes.ipynb #b978c486
+# %% ../nbs/10_bytes.ipynb #0a962a41
 class RangeDecoder:
     """Reads symbols in the order in which a `RangeEncoder` wrote them.
 
@@ -68,7 +69,7 @@ class RangeDecoder:
         self.value = int.from_bytes(data[:8].ljust(8, b"\0"), "big")
 
     def get(self, ends):
-        """Gives the next symbol, of a table `ends` `(K,)`: where the piece of each symbol ends."""
+        """Gives the next symbol, of a table `(K,)` of where the piece of each symbol ends."""
         unit = self.width >> TABLE_BITS
         symbol = int(np.searchsorted(ends, min(self.value // unit, ends[-1] - 1), side="right"))
         start = int(ends[symbol - 1]) if symbol else 0
@@ -76,7 +77,8 @@ class RangeDecoder:
         self.width = (int(ends[symbol]) - start) * unit
         while self.width < LEAST:
             byte = self.data[self.place] if self.place < len(self.data) else 0
-            self.value, self.width, self.place = self.value << 8 | byte, self.width << 8, self.place + 1
+            self.value, self.width = self.value << 8 | byte, self.width << 8
+            self.place += 1
         return symbol
 
 # %% ../nbs/10_bytes.ipynb #c0b48a9d
@@ -98,7 +100,7 @@ def table_ends(logits):
     sizes[likeliest] += total - sizes.sum(axis=-1)
     return np.cumsum(sizes, axis=-1)
 
-# %% ../nbs/10_bytes.ipynb #156e805b
+# %% ../nbs/10_bytes.ipynb #4c4d2489
 BATCH = 250  # maps that are coded side by side; part of the format
 
 
@@ -123,7 +125,7 @@ class Steps:
         self.step = keras.Model([codes, index, state], step(codes, index, state))
 
     def walk(self, codes, label):
-        """Yields place and logits `(BATCH, K)`; what `codes` `(BATCH, places)` holds by then is used."""
+        """Yields place and logits `(BATCH, K)`, for what `codes` `(BATCH, places)` has."""
         state = self.start.predict_on_batch(label)
         for place in range(codes.shape[1]):
             index = np.full(len(codes), place, "int32")
@@ -169,15 +171,15 @@ def _cheapest(prior, codes):
 def _refuse_file(what, advice):
     raise _refusal("data", "what `compress` gave for this prior", what, advice)
 
-# %% ../nbs/10_bytes.ipynb #f8e1433e
+# %% ../nbs/10_bytes.ipynb #89d85eea
 def compress(prior, codes, label=None):
     """Writes maps of codes into as many bytes as a prior says they cost.
 
     Args:
         prior: A `Prior`.
         codes: Integers `(n, *shape)`.
-        label: Integers `(n,)`, kept in the file, too. Left out where there are classes, each map
-            is given the class that makes it cheapest.
+        label: Integers `(n,)`, kept in the file, too. Left out where there are classes, each
+            map is given the class that makes it cheapest.
 
     Returns:
         bytes, for `decompress` with the same prior, backend and machine.
@@ -216,7 +218,7 @@ def _get_labels(decoder, count, classes):
     ends = _even_ends(classes) if classes else None
     return np.array([decoder.get(ends) if classes else 0 for _ in range(count)], "int32")
 
-# %% ../nbs/10_bytes.ipynb #d2f55ca5
+# %% ../nbs/10_bytes.ipynb #6b0b69d0
 def decompress(prior, data):
     """Reads maps of codes back, or says why that cannot be.
 
@@ -233,19 +235,18 @@ def decompress(prior, data):
     """
     fingerprint, count, checksum, payload = _read_header(data)
     if fingerprint != _fingerprint(prior):
-        _refuse_file("that of another prior, or another backend", "Give the prior that wrote it.")
+        _refuse_file("that of another prior, or another backend", "Give the one that wrote it.")
     codes, label = np.zeros((count, prior.places), "int32"), np.zeros(count, "int32")
     steps, decoder = Steps(prior), RangeDecoder(payload)
     for part in _batches(count):
         label[part] = _get_labels(decoder, len(label[part]), prior.num_classes)
-        whole = _filled(codes[part])
+        whole, n = _filled(codes[part]), len(codes[part])
         for place, logits in steps.walk(whole, _filled(label[part])):
-            ends = table_ends(logits)
-            whole[: len(codes[part]), place] = [decoder.get(row) for row in ends[: len(codes[part])]]
-        codes[part] = whole[: len(codes[part])]
+            whole[:n, place] = [decoder.get(ends) for ends in table_ends(logits)[:n]]
+        codes[part] = whole[:n]
     codes = codes.reshape(count, *prior.shape)
     if _checksum(codes, label) != checksum:
-        _refuse_file("data that lead to other codes here", "Read them on the machine that wrote them.")
+        _refuse_file("data that lead to other codes here", "Read them where they were written.")
     return codes, label if prior.num_classes else None
 
 # %% ../nbs/10_bytes.ipynb #77ae6e69

@@ -37,7 +37,7 @@ class FindCodes(layers.Layer):
         scores = ops.matmul(ops.cast(vectors, "float32"), self.slopes) - self.own
         return ops.top_k(scores, 1)[1][..., 0]
 
-# %% ../nbs/97_export.ipynb #e45bf96b
+# %% ../nbs/97_export.ipynb #0c3da3f5
 class Draw(layers.Layer):
     """A VQ-VAE's `decode`."""
 
@@ -56,7 +56,7 @@ def model_parts(model):
         model: a `VQVAE` whose quantizer chooses the nearest embedding.
 
     Returns:
-        A dict: under `"encode"` a model from `"signal"` to `"codes"`, under `"decode"` one back.
+        A dict: `"encode"`, a model from `"signal"` to `"codes"`, and `"decode"`, one back.
 
     Raises:
         ValueError: if the quantizer finds its codes in another way.
