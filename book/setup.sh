@@ -48,7 +48,8 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1 || [ -n "$(fault .venv/bi
   "$python" -m venv .venv
 fi
 echo "Installing the package and its tools into .venv (a few minutes, once)"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' || {
+.venv/bin/python -m pip install --disable-pip-version-check --editable '.[dev]' >.venv/install.log 2>&1 || {
+  cat .venv/install.log >&2
   echo "The installation stopped. With a network, the same command continues it." >&2
   exit 1
 }
