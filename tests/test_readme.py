@@ -21,7 +21,8 @@ def names():
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippet_runs(names, number):
+def test_snippet_runs(names, number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where snippets write
     before = None if "model" not in names or number < 2 else np.asarray(names["model"].quantizer.codebook)
     exec(compile(SNIPPETS[number], f"README.md, snippet {number + 1}", "exec"), names)
     if "trainable = False" in SNIPPETS[number]:
@@ -33,6 +34,7 @@ def test_snippets_did_what_they_say(names):
     assert names["dreamt"].shape == (4, 32, 32, 3) and 0 <= names["dreamt"].min() <= names["dreamt"].max() <= 1
     assert names["converted"].shape == names["sounds"].shape
     assert not np.allclose(names["converted"], names["codec"].decode(names["codec"].encode(names["sounds"]), speaker=names["speakers"]))
+    assert isinstance(names["data"], bytes) and np.array_equal(names["again"], names["maps"])
     again = names["mine"].predict(names["pictures"], verbose=0)
     assert again.shape == names["pictures"].shape
     codes = names["coder"].predict(names["pictures"], verbose=0)

@@ -203,8 +203,8 @@ MUTANTS = [
     ("callbacks", "NaN goes on", "if not np.isfinite(float(loss)):", "if False:"),
     ("callbacks", "the history begins anew", "append=True)", "append=False)"),
     ("callbacks", "one backup is kept", "[:-2]:", "[:-1]:"),
-    ("scoring", "class accuracy averages over classes", "return float(np.mean(_in_batches(judge, images).argmax(axis=-1) == labels))",
-     "hit = _in_batches(judge, images).argmax(axis=-1) == labels; return float(np.mean([hit[labels == y].mean() for y in set(labels)]))"),
+    ("scoring", "class accuracy averages over classes", "return float(np.mean(_outputs(judge, images).argmax(axis=-1) == labels))",
+     "hit = _outputs(judge, images).argmax(axis=-1) == labels; return float(np.mean([hit[labels == y].mean() for y in set(labels)]))"),
     ("scoring", "no covariance in the distance", "- 2 * overlap", "- 0 * overlap"),
     ("codebook", "shares by class are counts", "np.maximum(counts.sum(axis=1, keepdims=True), 1)", "1"),
 ]
