@@ -37,6 +37,9 @@ TESTS = {
     "scoring": ["tests/test_scoring.py"],
     "data": ["tests/test_data.py"],
     "presets": ["tests/test_cases.py", "tests/test_pixelcnn.py", "tests/test_presets.py"],
+    "coding": ["tests/test_coding.py"],
+    "export": ["tests/test_export.py"],
+    "playground": ["tests/test_playground.py"],
 }
 
 # module, name, the line as it is, the line with a fault
@@ -207,6 +210,19 @@ MUTANTS = [
      "hit = _outputs(judge, images).argmax(axis=-1) == labels; return float(np.mean([hit[labels == y].mean() for y in set(labels)]))"),
     ("scoring", "no covariance in the distance", "- 2 * overlap", "- 0 * overlap"),
     ("codebook", "shares by class are counts", "np.maximum(counts.sum(axis=1, keepdims=True), 1)", "1"),
+    ("coding", "nothing is carried over", "while self.low >= WINDOW:", "while False:"),
+    ("coding", "a code may have no width", "sizes = 1 + np.floor(", "sizes = np.floor("),
+    ("coding", "tables do not add up", "sizes[likeliest] += total - sizes.sum(axis=-1)", "pass"),
+    ("coding", "the last bytes are one too few", "for _ in range(2):", "for _ in range(1):"),
+    ("coding", "a damaged file is read", "if struct.pack(\"<I\", zlib.crc32(header + stream)) != of_file:", "if False:"),
+    ("coding", "wrong codes are given out", "if _checksum(codes, label) != checksum:", "if False:"),
+    ("coding", "another prior's file is read", "if fingerprint != _fingerprint(prior):", "if False:"),
+    ("export", "a charge is forgotten", "axis=-1) + charge", "axis=-1)"),
+    ("export", "the row is never computed", "ops.where(column[0] == 0, a, b)", "b"),
+    ("playground", "a charge is forgotten",
+     "nearest_charged(vectors, embeddings, charge)", "nearest_charged(vectors, embeddings, 0 * charge)"),
+    ("playground", "all is rounded", "packed = Packed(\"float32\")", "packed = Packed(\"float16\")"),
+    ("playground", "any quantizer will do", "< 0.99:", "< 0:"),
 ]
 
 
