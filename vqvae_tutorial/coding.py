@@ -17,7 +17,7 @@ from keras import ops
 from .checks import _refusal
 from .export import NextPlace, Start
 
-# %% ../nbs/10_bytes.ipynb #78106966
+# %% ../nbs/10_bytes.ipynb #e3f37c5b
 TABLE_BITS = 24  # of a table's total
 WINDOW, LEAST = 1 << 64, 1 << 48  # what is looked at, and the narrowest piece of it
 
@@ -41,7 +41,7 @@ class RangeEncoder:
             self.width <<= 8
 
     def finish(self):
-        """Gives the bytes: the shortest number in the piece that is left."""
+        """Gives the bytes: a short number in the piece that is left."""
         self.low += LEAST - 1
         for _ in range(2):
             self._shift()

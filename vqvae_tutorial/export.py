@@ -157,19 +157,19 @@ def _try_out(part):
     # Keras exports only what has been called.
     part({name: ops.zeros((1, *given.shape[1:]), given.dtype) for name, given in part.input.items()})
 
-# %% ../nbs/97_export.ipynb #ddbe4260
+# %% ../nbs/97_export.ipynb #14d8ba0f
 ENDINGS = {"tf_saved_model": "", "onnx": ".onnx", "litert": ".tflite"}
 
 
 def export_parts(model, prior=None, folder=".", format="onnx"):
     """Writes a VQ-VAE, and its prior, as one file (or folder) for each part.
 
-    It wants TensorFlow as Keras's backend; ONNX the packages onnx and tf2onnx, too.
+    Needs TensorFlow as Keras's backend; ONNX also needs the packages onnx and tf2onnx.
 
     Args:
         model: a `VQVAE` whose quantizer chooses the nearest embedding.
         prior: a `Prior` over its codes, or `None`.
-        folder: where to; it is made if there is none.
+        folder: where to write; made if missing.
         format: `"onnx"`, `"litert"` or `"tf_saved_model"`.
 
     Returns:

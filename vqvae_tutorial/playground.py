@@ -136,7 +136,7 @@ def network_steps(network, packed):
     ends = [str(np.ravel(config[key])[0]) for key in ("input_layers", "output_layers")]
     return {"input": named[ends[0]], "output": named[ends[1]], "steps": steps}
 
-# %% ../nbs/playground.ipynb #61a59389
+# %% ../nbs/playground.ipynb #872dd52c
 def code_tables(quantizer):
     """Gives a quantizer's embeddings `(K, D)`, and what it charges for each code `(K,)`.
 
@@ -157,7 +157,7 @@ def code_tables(quantizer):
     by_table = ops.convert_to_numpy(nearest_charged(vectors, embeddings, charge))
     if np.mean(by_table == ops.convert_to_numpy(quantizer.encode(vectors))) < 0.99:
         raise _refusal("quantizer", "one that chooses the nearest embedding",
-                       type(quantizer).__name__, "Take a `VectorQuantizer` or an heir of it.")
+                       type(quantizer).__name__, "Take a `VectorQuantizer` or a subclass.")
     return embeddings, charge
 
 # %% ../nbs/playground.ipynb #9d6d3900
