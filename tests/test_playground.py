@@ -301,6 +301,19 @@ def test_prior_without_classes(shown):
     assert re.match(r"The prior can store these codes in \d+ bits.", page.locator(".vp-reading p").text_content())
 
 
+def test_weights_that_are_cut_short_are_refused(browser, tmp_path):
+    made = Playground(build())
+    part = made.parts["model"]
+    assert len(base64.b64decode(part["data"])) == sum(
+        np.dtype(array["dtype"]).itemsize * int(np.prod(array["shape"])) for array in part["arrays"])
+    part["data"] = part["data"][:-400]
+    made.save(tmp_path / "page.html")
+    page = browser.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    assert re.search(r"could not start: the weights have \d+ bytes instead of \d+", page.get_by_role("alert").text_content())
+    page.close()
+
+
 def test_two_on_one_page(browser, tmp_path):
     one, other = Playground(build(32)), Playground(build(16))
     (tmp_path / "page.html").write_text(one._repr_html_() + other._repr_html_(), encoding="utf-8")

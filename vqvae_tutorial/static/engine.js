@@ -11,6 +11,9 @@ globalThis.vqvaeEngine = (() => {
   // The arrays of a part, out of its base64.
   function unpack({ arrays, data }) {
     const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0)).buffer;
+    const sizes = arrays.map(({ shape, dtype }) => shape.reduce((a, b) => a * b, 1) * (dtype === "float16" ? 2 : 4));
+    const expected = sizes.reduce((a, b) => a + b, 0);
+    if (bytes.byteLength !== expected) throw new Error(`the weights have ${bytes.byteLength} bytes instead of ${expected}`);
     let start = 0;
     return arrays.map(({ shape, dtype }) => {
       const size = shape.reduce((a, b) => a * b, 1), width = dtype === "float16" ? 2 : 4;
