@@ -12,12 +12,13 @@ sys.path.insert(0, str(ROOT / "book"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+@pytest.hookimpl(wrapper=True)  # so that it runs before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Tests that share something slow stay in one process: those of a file, of the site those of a page."""
     for item in items:
         page = getattr(item, "callspec", None) and item.callspec.params.get("page")
         item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {page or ''}".strip()))
+    return (yield)
 
 
 @pytest.fixture(scope="session")
