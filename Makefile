@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 PY := .venv/bin/python
 QUICK := $(addprefix tests/test_,style.py checks.py quantization.py results.py callbacks.py plotting.py)
-SPREAD := -n auto --maxprocesses 4 --dist loadgroup -q
+SPREAD := -n auto --maxprocesses 4 --dist loadfile -q
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONUTF8 := 1
 

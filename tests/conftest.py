@@ -12,15 +12,6 @@ sys.path.insert(0, str(ROOT / "book"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-@pytest.hookimpl(wrapper=True)  # so that it runs before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items):
-    """Tests that share something slow stay in one process: those of a file, of the site those of a page."""
-    for item in items:
-        page = getattr(item, "callspec", None) and item.callspec.params.get("page")
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {page or ''}".strip()))
-    return (yield)
-
-
 @pytest.fixture(scope="session")
 def site():
     """The folder of the built site; it is built first where it is not up to date."""
