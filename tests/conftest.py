@@ -1,7 +1,9 @@
 """What several test files share: the project's scripts, the built site, and a browser where there is one."""
+import hashlib
 import json
 import os
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -14,10 +16,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 @pytest.fixture(scope="session")
 def site():
-    """The folder of the built site; it is built first where it is not up to date."""
+    """The folder of the built site; it is built first where it is not up to date, by one process only."""
     import build
+    from filelock import FileLock
 
-    build.build()
+    name = hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]
+    with FileLock(Path(tempfile.gettempdir()) / f"vqvae-tutorial-{name}.lock"):
+        build.build()
     return build.SITE
 
 
