@@ -69,7 +69,7 @@ study: .venv/installed
 	@$(PY) benchmarks/rate_distortion.py --published
 
 bench: .venv/installed
-	@for name in quantizer prior sampling limit time_to_quality; do $(PY) benchmarks/$$name.py || exit 1; done
+	@for name in quantizer prior sampling limit time_to_quality playground; do $(PY) benchmarks/$$name.py || exit 1; done
 
 export: .venv/installed
 	@$(PY) -c 'from nbdev.doclinks import nbdev_export; nbdev_export()'

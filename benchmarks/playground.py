@@ -4,6 +4,7 @@
 sends them. A stroke is encode and decode; a dream draws 49 codes, without the pictures in between. Times are medians; "slowed" is what
 the browser's own throttling makes of them, six times slower.
 """
+import argparse
 import gzip
 import sys
 import tempfile
@@ -44,11 +45,11 @@ def times(page, repeats):
 
 
 def main(arguments=None):
-    import argparse
-
     from playwright.sync_api import sync_playwright
 
     chosen = options(argparse.ArgumentParser(description=__doc__.splitlines()[0]), "playground", arguments, repeats=20)
+    if chromium() is None:
+        raise SystemExit("This needs a Chromium, and there is none here; CHROMIUM=/path/to/chromium names one.")
     shown = mnist_playground()
     files = shown.files()
     model = sum(map(kilobytes, [*map(asset, SCRIPTS), files["mnist_model.js"]]))

@@ -12,7 +12,7 @@ from project import ROOT, cells
 
 from vqvae_tutorial import PixelCNN, PositionPrior, load_mnist, load_pretrained
 from vqvae_tutorial.data import SAMPLE
-from vqvae_tutorial.export import ENDINGS, export_parts, model_parts, prior_parts
+from vqvae_tutorial.export import ENDINGS, export_parts, model_parts, prior_parts, walk
 
 MODULES = {"onnx": "onnxruntime", "litert": "ai_edge_litert", "tf_saved_model": "tensorflow"}
 TEXT = "\n".join(cells(ROOT / "nbs" / "97_export.ipynb", "markdown"))
@@ -72,20 +72,19 @@ def test_parts_run_elsewhere(pair, format, tmp_path):
     assert np.abs(first - seven.reshape(49, -1)[:1]).max() < 1e-3
 
 
-def walk(prior, codes, label):
-    parts, flat = prior_parts(prior), codes.reshape(len(codes), -1)
-    state, logits = np.asarray(parts["start"]({"label": label})["state"]), []
-    for place in range(prior.places):
-        index = np.full(len(codes), place, "int32")
-        given = parts["next_place"]({"codes": flat, "index": index, "state": state})
-        logits.append(np.asarray(given["logits"]))
-        state = np.asarray(given["next_state"])
-    return np.stack(logits, axis=1)
+def in_numpy(part):
+    return lambda **given: {name: np.asarray(value) for name, value in part(given).items()}
 
 
+def logits_by_steps(prior, codes, label, branch):
+    parts = map(in_numpy, prior_parts(prior, branch).values())
+    return np.stack([logits for _, logits in walk(*parts, codes.reshape(len(codes), -1), label)], axis=1)
+
+
+@pytest.mark.parametrize("branch", [False, True])
 @pytest.mark.parametrize("prior", [PixelCNN(8, (3, 4), filters=4, num_layers=2), PixelCNN(8, (5,), 3, filters=4, num_layers=2),
                                    PositionPrior(8, (3, 4)), PositionPrior(8, (3, 4), 3)], ids=lambda prior: f"{prior.name}")
-def test_steps_of_any_prior_are_its_logits(prior):
+def test_steps_of_any_prior_are_its_logits(prior, branch):
     random = np.random.default_rng(0)
     codes = random.integers(0, 8, (4, *prior.shape)).astype("int32")
     label = random.integers(0, prior.num_classes or 1, 4).astype("int32")
@@ -93,7 +92,7 @@ def test_steps_of_any_prior_are_its_logits(prior):
         prior.adapt(codes, label if prior.num_classes else None)
     given = {"codes": codes, "label": label} if prior.num_classes else codes
     expected = np.asarray(prior(given)).reshape(4, prior.places, 8)
-    assert np.abs(walk(prior, codes, label) - expected).max() < 1e-5
+    assert np.abs(logits_by_steps(prior, codes, label, branch) - expected).max() < 1e-5
 
 
 def test_places_without_a_code_are_not_looked_at(pair):

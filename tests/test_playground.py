@@ -7,15 +7,16 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 
 import keras
 import numpy as np
 import pytest
-from project import ROOT
+from project import ROOT, cells, notebook
 
-from vqvae_tutorial import VQVAE, PixelCNN, PositionPrior, VectorQuantizer, build_networks, load_mnist, load_pretrained, playground
+from vqvae_tutorial import FSQ, VQVAE, PixelCNN, PositionPrior, VectorQuantizer, build_networks, load_mnist, load_pretrained, playground
 from vqvae_tutorial.data import SAMPLE
-from vqvae_tutorial.playground import Packed, Playground, layer_steps, mnist_playground, pack_prior, pack_vqvae
+from vqvae_tutorial.playground import Packed, Playground, asset, layer_steps, mnist_playground, pack_prior, pack_vqvae
 from vqvae_tutorial.priors import keeping_noise
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -336,6 +337,7 @@ def test_sequential_networks_are_packed_too():
 @pytest.mark.parametrize("fault, message", [
     (lambda: pack_vqvae(build(value_range=None)), "`model` must be one of pictures .* Received: signals .*16, 16, 3.*, range None"),
     (lambda: pack_vqvae(build(channels=2)), "1 or 3"),
+    (lambda: pack_vqvae(build(quantizer=FSQ((4, 4, 4, 4)))), "`quantizer` must be one that chooses the nearest embedding. Received: FSQ"),
     (lambda: Playground(build(), PixelCNN(16, (4, 4), filters=4, num_layers=1)), "32"),
     (lambda: pack_prior(PositionPrior(4, (2, 2))), "`prior` must be a PixelCNN. Received: PositionPrior"),
     (lambda: pack_vqvae(build(), np.full((1, 16, 16, 3), np.nan)), "NaN"),
@@ -350,6 +352,28 @@ def test_what_a_page_cannot_run_is_refused(fault, message):
 
 
 # What it costs
+
+
+def test_the_chapter_shows_the_engine_as_it_is():
+    """No hash sees that a script has changed; what the chapter printed of it must stand there, line by line."""
+    cell = next(cell for cell in notebook(ROOT / "nbs" / "playground.ipynb")["cells"] if "show_javascript(" in "".join(cell["source"]))
+    printed = "".join(cell["outputs"][0]["text"]).rstrip()
+    functions = re.split(r"(?m)^(?=function )", printed)[1:]
+    assert len(functions) == 2
+    for function in functions:
+        assert textwrap.indent(function.rstrip(), "  ") in asset("engine.js"), function[:40]
+
+
+def test_the_chapter_states_what_was_measured():
+    """The chapter's sentence on speed has the figures of the table."""
+    sys.path.insert(0, str(BENCHMARKS))
+    from measure import RESULTS, read
+
+    row = {name: float(value) for name, value in read(RESULTS / "playground.csv")[-1].items() if name != "made_with"}
+    said = "\n".join(cells(ROOT / "nbs" / "playground.ipynb", "markdown"))
+    for words in (f"{row['stroke_ms']:.0f} milliseconds for a stroke", f"and {row['dream_ms']:.0f} for a dream",
+                  f"{row['stroke_slowed_ms']:.0f} and {row['dream_slowed_ms']:.0f}.", f"{row['first_stroke_kb']:.0f} kB travel"):
+        assert words in said, words
 
 
 def test_a_reader_does_not_wait(browser, tmp_path):

@@ -38,7 +38,7 @@ TESTS = {
     "data": ["tests/test_data.py"],
     "presets": ["tests/test_cases.py", "tests/test_pixelcnn.py", "tests/test_presets.py"],
     "coding": ["tests/test_coding.py"],
-    "export": ["tests/test_export.py"],
+    "export": ["tests/test_export.py", "tests/test_playground.py"],
     "playground": ["tests/test_playground.py"],
 }
 
@@ -218,11 +218,11 @@ MUTANTS = [
     ("coding", "wrong codes are given out", "if _checksum(codes, label) != checksum:", "if False:"),
     ("coding", "another prior's file is read", "if fingerprint != _fingerprint(prior):", "if False:"),
     ("export", "a charge is forgotten", "axis=-1) + charge", "axis=-1)"),
-    ("export", "the row is never computed", "ops.where(column[0] == 0, a, b)", "b"),
-    ("playground", "a charge is forgotten",
+    ("export", "the row is never computed", "ops.where(condition, new, old)", "old"),
+    ("export", "a charge is not found",
      "nearest_charged(vectors, embeddings, charge)", "nearest_charged(vectors, embeddings, 0 * charge)"),
     ("playground", "all is rounded", "packed = Packed(\"float32\")", "packed = Packed(\"float16\")"),
-    ("playground", "any quantizer will do", "< 0.99:", "< 0:"),
+    ("export", "any quantizer will do", "< 0.99:", "< 0:"),
 ]
 
 

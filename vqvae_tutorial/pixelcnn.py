@@ -278,14 +278,14 @@ def _next_row(prior, codes, cache, biases, row):
         told.append(said)
     return {"above": above, "told": told, "left": [ops.zeros_like(x) for x in cache["left"]]}
 
-# %% ../nbs/06_pixelcnn.ipynb #b2bd1604
-def _next_place(prior, codes, cache, index):
+# %% ../nbs/06_pixelcnn.ipynb #bac09bb8
+def _next_place(prior, codes, cache, index, branch=ops.cond):
     """Moves the horizontal stack right one place, in all layers: its logits, and the cache."""
     row, column = index // prior.grid[1], ops.reshape(index % prior.grid[1], (1,))
     biases = cache["bias"] if "bias" in cache else _label_biases(prior, None)
     windows = {name: cache[name] for name in ("above", "told", "left")}
-    windows = ops.cond(column[0] == 0, lambda: _next_row(prior, codes, windows, biases, row),
-                       lambda: windows)
+    windows = branch(column[0] == 0, lambda: _next_row(prior, codes, windows, biases, row),
+                     lambda: windows)
     position = ops.take(ops.cast(prior.position, prior.compute_dtype), [row], axis=0)
     h = _strip(prior, codes, row, column - 1) + ops.take(position, column, axis=1)
     left = []

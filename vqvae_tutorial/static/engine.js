@@ -38,10 +38,12 @@ globalThis.vqvaeEngine = (() => {
   // A convolution, as Keras does it: kernel (height, width, channels in, channels out).
   function conv(x, kernel, bias, strides, padding) {
     const [rows, columns, channels] = x.shape, [high, wide, , filters] = kernel.shape;
-    const fit = (size, reach) => (padding === "same" ? Math.ceil(size / strides) : Math.floor((size - reach) / strides) + 1);
+    const same = padding === "same";
+    const fit = (size, reach) => Math.ceil((same ? size : size - reach + 1) / strides);
     const [outRows, outColumns] = [fit(rows, high), fit(columns, wide)];
-    const before = (size, out, reach) => (padding === "same" ? Math.max((out - 1) * strides + reach - size, 0) >> 1 : 0);
-    const [top, left] = [before(rows, outRows, high), before(columns, outColumns, wide)];
+    const missing = (size, out, reach) => Math.max((out - 1) * strides + reach - size, 0);
+    const top = same ? missing(rows, outRows, high) >> 1 : 0;
+    const left = same ? missing(columns, outColumns, wide) >> 1 : 0;
     const out = new Float32Array(outRows * outColumns * filters);
     for (let r = 0; r < outRows; r++) for (let c = 0; c < outColumns; c++) {
       const at = (r * outColumns + c) * filters;
@@ -49,7 +51,8 @@ globalThis.vqvaeEngine = (() => {
       for (let i = 0; i < high; i++) for (let j = 0; j < wide; j++) {
         const row = r * strides + i - top, column = c * strides + j - left;
         if (row < 0 || column < 0 || row >= rows || column >= columns) continue;
-        addProduct(out, at, x, (row * columns + column) * channels, channels, kernel, (i * wide + j) * channels, filters);
+        const from = (row * columns + column) * channels, tap = (i * wide + j) * channels;
+        addProduct(out, at, x, from, channels, kernel, tap, filters);
       }
     }
     return Object.assign(out, { shape: [outRows, outColumns, filters] });
@@ -225,8 +228,6 @@ globalThis.vqvaeEngine = (() => {
     return parts.map((value) => value / total);
   }
 
-  const bits = (logits, code) => -Math.log2(softmax(logits)[code]);
-
   // Gumbel noise that a seed makes repeatable (generator: mulberry32).
   function gumbel(seed) {
     let state = seed >>> 0;
@@ -239,5 +240,5 @@ globalThis.vqvaeEngine = (() => {
     return (count, temperature) => Float32Array.from({ length: count }, () => -temperature * Math.log(-Math.log(uniform())));
   }
 
-  return { VQVAE, PixelCNN, softmax, bits, gumbel };
+  return { VQVAE, PixelCNN, softmax, gumbel };
 })();

@@ -273,7 +273,7 @@ globalThis.vqvaePlayground = (() => {
       const last = past.pop();
       running += 1;
       undo.disabled = past.length === 0;
-      ({ kept } = last);
+      keep(last.kept);
       state = { base: last.base, strokes: last.strokes, codes: last.codes };
       chances = [];
       closePicker();
@@ -286,7 +286,7 @@ globalThis.vqvaePlayground = (() => {
     function take(base) {
       remember();
       closePicker();
-      kept = new Set();
+      keep(new Set());
       state = { base, strokes: [], codes: state.codes };
       redraw();
     }
@@ -428,9 +428,16 @@ globalThis.vqvaePlayground = (() => {
     const temperature = make("input", { type: "range", min: 0.1, max: 1.5, step: 0.1, value: 1,
       oninput: () => { heatText.textContent = Number(temperature.value).toFixed(1); } });
     const heatText = make("span", { "aria-hidden": "true" }, "1.0");
-    const keepRows = make("input", { type: "range", min: 0, max: high, step: 1, value: 0, oninput: () => {
+    // Which codes stay; the slider says so where they are whole rows from the top.
+    function keep(places) {
+      kept = new Set(places);
+      const rows = kept.size / wide;
+      keepRows.value = Number.isInteger(rows) && [...kept].every((place) => place < kept.size) ? rows : 0;
       keepText.textContent = keepRows.value;
-      kept = new Set([...Array(keepRows.value * wide).keys()]);
+    }
+
+    const keepRows = make("input", { type: "range", min: 0, max: high, step: 1, value: 0, oninput: () => {
+      keep([...Array(keepRows.value * wide).keys()]);
       paintCodes();
     } });
     const keepText = make("span", { "aria-hidden": "true" }, "0");
