@@ -169,13 +169,25 @@ def _target(x, y, y_pred):
             "them out, as in `fit(x)` or `dataset.map(lambda x, y: x)`.")
     return ops.cast(y, "float32")
 
-# %% ../nbs/03_training.ipynb #2257c979
+# %% ../nbs/03_training.ipynb #278022fc
 #| code-fold: true
 def _code_mask(mask, vectors):
     # Of the signal's places, to one of the codes' places: the first place of a patch decides.
     for axis, size in enumerate(ops.shape(vectors)[1:-1] if mask is not None else (), start=1):
         mask = ops.take(mask, ops.shape(mask)[axis] // size * ops.arange(size), axis=axis)
     return mask
+
+
+def _without_padding(signal, mask):
+    # Zeros where nothing is real, so that neighbours do not see what padding holds.
+    if mask is None:
+        return signal
+    return ops.where(_spread(mask, len(signal.shape) - 1)[..., None] > 0, signal, 0.0)
+
+
+def _real(values, mask):
+    # An array's real places, one after the other; the array as it is where all are real.
+    return values if mask is None else values[np.asarray(known(mask)) > 0]
 
 
 def _count(batch, mask):
@@ -217,7 +229,7 @@ def _for_loss(weights, mask, loss, y, y_pred):
         weights = weights / ops.maximum(share, 1e-7)
     return ops.mean(weights, axis=axes) if axes else weights
 
-# %% ../nbs/03_training.ipynb #243200fb
+# %% ../nbs/03_training.ipynb #d1633c0f
 #| code-fold: true
 def _fit_together(model, shape):
     # Builds the parts that are not built yet; gives the shapes of a signal and of its codes.
@@ -233,7 +245,14 @@ def _fit_together(model, shape):
         if _differ(shape[::-1], vectors[::-1]):
             raise ValueError(f"`{name}` must take what the encoder gives, {vectors[1:]}. "
                              f"Received: one that takes {shape}. Build both with equal sizes.")
-    return signal_shape, vectors[1:-1]
+    return signal_shape, (*vectors[1:-1], *model.quantizer.frequencies.shape[:-1])
+
+
+def _for_each(value, codes):
+    # A list as an array; one whole number, such as a speaker, as one for each of the codes.
+    if isinstance(value, (list, tuple)):
+        return np.asarray(value)
+    return np.full(len(codes), value) if isinstance(value, (int, np.integer)) else value
 
 
 def _with_condition(embeddings, given):
@@ -367,7 +386,7 @@ def relative_error(y, y_pred, variance, weights=None):
     y, y_pred = (x * ops.rsqrt(variance) for x in (y, ops.cast(y_pred, "float32")))
     return keras.losses.MeanSquaredError()(y, y_pred, sample_weight=weights)
 
-# %% ../nbs/03_training.ipynb #79650127
+# %% ../nbs/03_training.ipynb #0d89b934
 #| code-fold: true
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class VQVAE(keras.Model):
@@ -413,9 +432,9 @@ class VQVAE(keras.Model):
 
     def call(self, inputs, training=False):
         signal, mask, given = _split(inputs)
-        vectors = self.encoder(signal, training=training)
+        vectors = self.encoder(_without_padding(signal, mask), training=training)
         mask = _code_mask(mask, vectors)
-        quantized = self.quantizer(vectors, mask=mask, training=training)
+        quantized = ops.copy(self.quantizer(vectors, mask=mask, training=training))  # no mask
         self.added = sum(self.quantizer.losses)  # without those of the networks
         return self.draw(quantized, given, training)
 
@@ -451,7 +470,8 @@ class VQVAE(keras.Model):
 
         Args:
             x: signals `(n, ...)`, a dict with `"signal"`, or a dataset of batches; up to 2,048
-                examples are used, evenly spaced over an array, the first of a dataset.
+                examples are used, evenly spaced over an array, the first of a dataset. In a
+                dict of arrays only places that its `"mask"` calls real count.
             batch_size: how many go through the encoder at once.
 
         Raises:
@@ -459,16 +479,20 @@ class VQVAE(keras.Model):
                 values out of `value_range`.
         """
         signal = _check_signal(self, some_examples(x, 2048))
-        self.variance.assign(max(float(np.var(signal)), 1e-6))
+        mask = _split(x)[1] if isinstance(x, dict) else None
+        mask = None if mask is None else some_examples(mask, 2048)
+        self.variance.assign(max(float(np.var(_real(signal, mask))), 1e-6))
         if self.quantizer.starts_from_data and self.quantizer.trainable:
-            self.quantizer.adapt(in_batches(self.encoder, signal, batch_size, "adapting"))
+            signal = ops.convert_to_numpy(_without_padding(signal, mask))
+            vectors = in_batches(self.encoder, signal, batch_size, "adapting")
+            self.quantizer.adapt(_real(vectors, _code_mask(mask, vectors)))
 
     def encode(self, x, batch_size=256):
         """Gives the codes of signals.
 
         Args:
-            x: signals `(n, ...)`, or a dict with `"signal"`. In a graph, as in
-                `dataset.map(model.encode)`, one batch.
+            x: signals `(n, ...)`, or a dict with `"signal"`; what its `"mask"` leaves out is
+                not seen. In a graph, as in `dataset.map(model.encode)`, one batch.
             batch_size: how many go through the encoder at once.
 
         Returns:
@@ -477,7 +501,8 @@ class VQVAE(keras.Model):
         Raises:
             ValueError: for another shape, values out of `value_range`, NaN or infinity.
         """
-        signal = _check_signal(self, _split(x)[0])
+        signal, mask, _ = _split(x)
+        signal = _without_padding(_check_signal(self, signal), mask)
         return _in_slices(lambda part: self.quantizer.encode(self.encoder(part)), signal,
                           batch_size, "encoding", self.code_shape, "int32")
 
@@ -487,7 +512,8 @@ class VQVAE(keras.Model):
         Args:
             codes: integers `(n, ...)` from 0 to K − 1, as `encode` gives them.
             batch_size: how many go through the decoder at once.
-            **given: what the decoder is given besides, such as `speaker=`, arrays `(n, ...)`.
+            **given: what the decoder is given besides, such as `speaker=`, arrays `(n, ...)` or
+                a whole number for all.
 
         Returns:
             float32 array of signals `(n, ...)`.
@@ -495,7 +521,10 @@ class VQVAE(keras.Model):
         Raises:
             ValueError: for no integers, codes out of range, or another shape.
         """
-        codes = check_codes(codes, self.quantizer.num_codes, (None, *self.code_shape))
+        several = len(self.quantizer.frequencies.shape) - 1  # axes that the quantizer checks
+        shape = (None, *self.code_shape[: len(self.code_shape) - several], *[None] * several)
+        codes = check_codes(codes, self.quantizer.num_codes, shape)
+        given = {name: _for_each(value, codes) for name, value in given.items()}
         return _in_slices(lambda x: self.draw(self.quantizer.decode(x.pop("codes")), x),
                           {"codes": codes, **given}, batch_size, "decoding",
                           self.signal_shape, "float32")

@@ -14,6 +14,7 @@ from vqvae_tutorial import (
     VectorQuantizerEMA,
     build_networks,
 )
+from vqvae_tutorial.composite import ProductQuantizer, ResidualQuantizer
 from vqvae_tutorial.quantizers import CodebookQuantizer
 from vqvae_tutorial.zoo import FSQ, BinaryQuantizer, CosineQuantizer, SimVQ
 
@@ -34,16 +35,22 @@ QUANTIZERS = {
     "simvq": lambda **options: SimVQ(K, seed=0, **options),
     "rotation": lambda **options: VectorQuantizerEMA(K, seed=0, **({"gradient": "rotation"} | options)),
     "cosine, rotation": lambda **options: CosineQuantizer(K, seed=0, **({"gradient": "rotation"} | options)),
+    "residual": lambda **options: ResidualQuantizer([VectorQuantizerEMA(K, seed=level) for level in range(3)], seed=0, **options),
+    "residual, rotation": lambda **options: ResidualQuantizer(
+        [VectorQuantizer(K, seed=level) for level in range(3)], seed=0, **({"gradient": "rotation"} | options)),
+    "product": lambda **options: ProductQuantizer([VectorQuantizerEMA(K, seed=piece) for piece in range(2)], **options),
+    "product of two kinds": lambda **options: ProductQuantizer([VectorQuantizer(K, seed=0), FSQ((2, 4))], **options),
 }
 WITH_CODEBOOK = {name: make for name, make in QUANTIZERS.items() if isinstance(make(), CodebookQuantizer)}
+LEARNING = {name: make for name, make in QUANTIZERS.items() if make().starts_from_data}  # codebooks, and what is made of them
 
 
 def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def bound(x):
-    levels = np.array([3, 2, 2, 4])
+def bound(x, levels=(3, 2, 2, 4)):
+    levels = np.array(levels)
     half, offset = 0.999 * (levels - 1) / 2, 0.5 * (levels % 2 == 0)
     return (half * np.tanh(x + np.tan(offset / half)) - offset) / (levels // 2)
 
@@ -66,9 +73,10 @@ def turned(x, q, slope):
 
 
 # By NumPy, where it is not the plain thing: what is done to vectors first, losses of their own, and what the gradient becomes at the step.
-BEFORE = {"fsq": bound, "sphere": unit, "cosine": unit, "cosine, rotation": unit}
+BEFORE = {"fsq": bound, "sphere": unit, "cosine": unit, "cosine, rotation": unit,
+          "product of two kinds": lambda x: np.concatenate([x[..., :2], bound(x[..., 2:], (2, 4))], axis=-1)}
 PENALTY = {"binary": lambda x: unsure(x, 1.0), "sphere": lambda x: unsure(unit(x), D**-0.5)}
-BACKWARDS = {"rotation": turned, "cosine, rotation": turned}
+BACKWARDS = {"rotation": turned, "cosine, rotation": turned, "residual, rotation": turned}
 
 
 def of(table, make, otherwise):
@@ -122,6 +130,28 @@ def started(make, data=None, **options):
     if quantizer.starts_from_data:
         quantizer.adapt(data)
     return quantizer
+
+
+def several(quantizer):
+    """The axes of codes at a place: `()` for one code, `(n,)` for n of them."""
+    return tuple(quantizer.frequencies.shape[:-1])
+
+
+def all_codes(quantizer, codes=None):
+    """Every code once, or some codes; where a place has several, each of them is that."""
+    codes = np.asarray(range(quantizer.num_codes) if codes is None else codes)
+    return np.broadcast_to(codes[(..., *[None] * len(several(quantizer)))], (*codes.shape, *several(quantizer)))
+
+
+def shares(codes, quantizer):
+    """How often each code stands in each column, `(..., K)`."""
+    columns = np.moveaxis(np.reshape(numbers(codes), (-1, *several(quantizer))), 0, -1)
+    return np.mean(columns[..., None] == np.arange(quantizer.num_codes), axis=-2)
+
+
+def parts_of(quantizer):
+    """Those that a quantizer is made of, or itself."""
+    return getattr(quantizer, "quantizers", [quantizer])
 
 
 def state(layer):

@@ -2,7 +2,7 @@
 import ast
 from pathlib import Path
 
-SUBJECTS = {"each": "every one", "each_with_a_codebook": "those with a codebook"}
+SUBJECTS = {"each": "every one", "each_with_a_codebook": "those with a codebook", "each_that_learns": "those that start from data"}
 
 
 def properties(path):

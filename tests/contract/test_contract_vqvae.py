@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -163,6 +164,8 @@ def test_a_condition_reaches_the_decoder(tmp_path):
     np.testing.assert_allclose(model.decode(codes, speaker=who), model.predict(given, verbose=0), atol=1e-5)
     other = model.decode(codes, speaker=(who + 1) % 3)
     assert np.abs(other - model.decode(codes, speaker=who)).max() > 0.05
+    for same_for_all in (2, [2] * len(codes)):
+        np.testing.assert_array_equal(model.decode(codes, speaker=same_for_all), model.decode(codes, speaker=np.full(len(codes), 2)))
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(again.decode(codes, speaker=who), model.decode(codes, speaker=who))
@@ -620,6 +623,16 @@ def test_perplexity_counts_each_real_place_alike():
         assert report["usage"] == len(share)
         error = np.mean((drawn(model, x) - x) ** 2, axis=-1)[mask].mean()
         np.testing.assert_allclose(report["mse"], error, rtol=1e-4)
+
+
+def test_a_mask_ends_at_the_quantizer():
+    """Keras warns of each layer that destroys a mask; a decoder's layers are not given one."""
+    x = vectors(32, 12)[..., :2]
+    model = patch_model()
+    model.compile()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*mask.*")
+        model.fit({"signal": x, "mask": np.arange(12) < np.full((32, 1), 8)}, verbose=0)
 
 
 # Policies, settings, seeds, files, exports
