@@ -97,6 +97,17 @@ def load_digits(count=60_000):
     return digits._replace(train=type(digits.train)(*(part[:count] for part in digits.train)))
 
 
+def load_all_speech():
+    """All 400 sentences by all voices; ends where there is only the sample."""
+    from vqvae_tutorial.audio import load_speech
+
+    speech = load_speech()
+    if (found := len(speech.sounds)) < 1600:
+        raise SystemExit(f"This needs 1,600 spoken sentences, and there are {found:,}: run `python tools/make_speech.py speech.npz`, "
+                         "and set VQVAE_TUTORIAL_SPEECH to the path of that file.")
+    return speech
+
+
 def write(path, rows, keys):
     """Writes rows, dicts alike, into a CSV file as a whole; rows that are there already stay, unless they agree in `keys`."""
     path = Path(path)

@@ -90,6 +90,16 @@ FIGURES = {
                             "FSQ, 8 · 4 · 4": "FSQ 8 · 4 · 4", "LFQ": "LFQ, 7 bits", "BSQ": "BSQ, 7 bits"}.items()
         for what, column in {"test MSE × 1000, mean and half span of three seeds": r"(\d+\.\d+ ± +\d+\.\d+) ",
                              "bits by place": r"\d+\.\d+ ± .*?± .*?± .*?(\d+ ± +\d+)$"}.items()},
+    "12_speech": {
+        "test frames, share of the variance that is not drawn": r"^share of the variance that is not drawn: (\S+);",
+        "conversion, share of the way to the target": r"^share of the way to the target: .*, converted (\S+)$",
+        "the same, taken for the target": r"^converted +[\d.]+ dB +(\S+) ",
+        "the same, phones read right": r"^converted +[\d.]+ dB +\S+ +(\S+)$",
+        "a real sentence, phones read right": r"^real sentence +[\d.]+ dB +\S+ +(\S+)$",
+        **{f"{name}, seed {seed}, {what}": rf"^{name}, seed {seed} +{column}" for name in ("VQ-VAE", "k-means") for seed in range(3)
+           for what, column in {"phones guessed from the code": r"(\S+) ", "share of their entropy explained": r"\S+ +(\S+) ",
+                                "speaker guessed from the code": r"\S+ +\S+ +(\S+)$"}.items()},
+    },
     "91_scoring": {
         "the judge's test accuracy": r"^the judge that ships: test accuracy (\S+)$",
         "Fréchet distance of two halves of the test digits": r"^other real digits +(\d\S+)$",

@@ -34,6 +34,7 @@ def test_snippets_did_what_they_say(names):
     assert names["dreamt"].shape == (4, 32, 32, 3) and 0 <= names["dreamt"].min() <= names["dreamt"].max() <= 1
     assert names["converted"].shape == names["sounds"].shape
     assert not np.allclose(names["converted"], names["codec"].decode(names["codec"].encode(names["sounds"]), speaker=names["speakers"]))
+    assert names["sound"].shape == (80 * len(names["said"][0]),) and 0.001 < np.abs(names["sound"]).max() <= 1
     assert isinstance(names["data"], bytes) and np.array_equal(names["again"], names["maps"])
     again = names["mine"].predict(names["pictures"], verbose=0)
     assert again.shape == names["pictures"].shape

@@ -5,6 +5,7 @@ What most programs need is here. Importing the package also tells Keras how to l
 __version__ = "0.1.0"
 
 from .callbacks import resumable
+from .composite import ProductQuantizer, ResidualQuantizer
 from .data import load_mnist
 from .model import VQVAE, build_networks
 from .pixelcnn import PixelCNN
@@ -14,6 +15,6 @@ from .quantizers import Quantizer, VectorQuantizer, VectorQuantizerEMA
 from .rate import EntropyConstrainedQuantizer
 from .zoo import FSQ, BinaryQuantizer, CosineQuantizer, SimVQ
 
-__all__ = ["BinaryQuantizer", "CosineQuantizer", "EntropyConstrainedQuantizer", "FSQ", "PixelCNN", "PositionPrior", "Prior", "Quantizer",
-           "SimVQ", "VQVAE", "VectorQuantizer", "VectorQuantizerEMA", "__version__", "build_networks", "load_mnist", "load_pretrained",
-           "resumable"]
+__all__ = ["BinaryQuantizer", "CosineQuantizer", "EntropyConstrainedQuantizer", "FSQ", "PixelCNN", "PositionPrior", "Prior",
+           "ProductQuantizer", "Quantizer", "ResidualQuantizer", "SimVQ", "VQVAE", "VectorQuantizer", "VectorQuantizerEMA", "__version__",
+           "build_networks", "load_mnist", "load_pretrained", "resumable"]
