@@ -34,7 +34,9 @@ class Speech(NamedTuple):
         test: bool `(n,)`, whether the sentence is kept for testing, in every voice.
         phones: n int32 arrays `(samples // 80,)`, what is heard at the middle of each 10 ms: an
             index of `phone_names`.
-        speaker_names, phone_names, texts: lists of strings.
+        speaker_names: list of strings.
+        phone_names: list of strings.
+        texts: list of strings.
     """
 
     sounds: list
