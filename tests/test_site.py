@@ -36,7 +36,7 @@ LOOK = """() => {
         headings: [...document.querySelectorAll("h1, h2, h3, h4, h5, h6")].filter((h) => h.checkVisibility()).map((h) => +h.tagName[1]),
         unnamed: [...document.querySelectorAll("img, svg[role=img]:not([aria-hidden=true])")].filter((image) => image.checkVisibility()
             && !(image.alt || image.getAttribute("aria-label") || image.querySelector("title"))).map((image) => image.outerHTML),
-        figures: [...document.querySelectorAll(".bd-content .cell_output img")].filter((image) => image.checkVisibility()).map((image) => ({
+        figures: [...document.querySelectorAll(".bd-content .cell_output img:not(.vq-sounds img)")].filter((image) => image.checkVisibility()).map((image) => ({
             background: getComputedStyle(image).backgroundColor, filter: getComputedStyle(image).filter, alt: image.alt,
             width: box(image).width, natural: image.naturalWidth,
             boxed: box(scroller(image)).right <= innerWidth && getComputedStyle(scroller(image)).overflowX === "auto",
@@ -321,6 +321,27 @@ def test_figures_are_described_sharp_and_readable(visits, page, scheme):
             assert figure["natural"] >= 1.9 * figure["width"], "sharp where a point has two dots"
             assert figure["width"] <= width or figure["boxed"]
             assert figure["width"] >= 570 * min(1, figure["natural"] / 1440), "text of nine points stays seven at least"
+
+
+def test_sounds_play_and_say_what_they_are(visits, site):
+    """All players of the chapter on speech: named, shown as what one hears, and of a kind that the browser reads."""
+    view = visits.open((site / "nbs/12_speech.html").as_uri())
+    try:
+        players = view.locator(".vq-sounds audio")
+        assert players.count() >= 30
+        length = """async (player) => {
+            player.load();
+            player.preload = "auto";
+            await new Promise((done) => { player.onloadedmetadata = player.onerror = done; });
+            return player.error ? player.error.message : player.duration;
+        }"""
+        for player in players.all()[:6]:
+            assert 0.5 < player.evaluate(length) < 5
+            assert len(player.get_attribute("aria-label")) > 3 and player.get_attribute("autoplay") is None
+        pictures = view.locator(".vq-sounds img").all()
+        assert pictures and all(picture.get_attribute("alt").startswith("spectrogram: ") for picture in pictures)
+    finally:
+        view.close()
 
 
 @pytest.mark.parametrize("page", PAGES)
