@@ -261,7 +261,7 @@ def applied(text, old, new):
 
 def copy(folder):
     """A copy of what the tests need."""
-    for name in ("vqvae_tutorial", "tests", "book", "benchmarks"):
+    for name in ("vqvae_tutorial", "tests", "book", "benchmarks", "tools"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "vendor", "runs"))
     for name in ("settings.ini", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder)
