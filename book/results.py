@@ -90,7 +90,25 @@ FIGURES = {
                             "FSQ, 8 · 4 · 4": "FSQ 8 · 4 · 4", "LFQ": "LFQ, 7 bits", "BSQ": "BSQ, 7 bits"}.items()
         for what, column in {"test MSE × 1000, mean and half span of three seeds": r"(\d+\.\d+ ± +\d+\.\d+) ",
                              "bits by place": r"\d+\.\d+ ± .*?± .*?± .*?(\d+ ± +\d+)$"}.items()},
-    "12_speech": {
+    "10_bytes": {
+        "bytes per digit, PixelCNN": r"^PixelCNN: (\S+) bytes per digit",
+        "more than it states": r"^PixelCNN: \S+ bytes per digit, (\S+) more",
+        "bytes per digit, PNG": r"^PNG +(\S+) ",
+        "bytes per digit, WebP at the error of the codes": r"^WebP, our error +(\S+) ",
+    },
+    "11_many_codes": {
+        **{f"test MSE × 1000, {name}, {depth} of the codes at a place": rf"^{start} .*\b{depth}: (\S+)" for depth in (1, 2, 8)
+           for name, start in {"models of their own": "a model for each depth", "one model": "one model, dropout 0.5"}.items()},
+        **{f"{name}, {what}": rf"^{name} +{column}" for name in ("one codebook of 256", "2 levels of 16", "2 pieces of 16")
+           for what, column in {"test MSE × 1000 of two seeds": r"(\S+ and \S+) ",
+                                "bits a digit, by place": r"\S+ and \S+ +\d+ +(\d+)$"}.items()},
+    },
+    "12_other_priors": {
+        f"{name}, {what}": rf"^{name} +[\d,]+ +{column}"
+        for name in ("ungated PixelCNN", "PixelCNN", "transformer", "MaskGIT, 4 steps", "MaskGIT, 8 steps", "MaskGIT, 12 steps")
+        for what, column in {"bits per digit, mean and half span of three seeds": r"(\S+ ± \S+) ",
+                             "Fréchet distance of samples": r".* (\S+ ± \S+)$"}.items()},
+    "13_speech": {
         "test frames, share of the variance that is not drawn": r"^share of the variance that is not drawn: (\S+);",
         "conversion, share of the way to the target": r"^share of the way to the target: .*, converted (\S+)$",
         "the same, taken for the target": r"^converted +[\d.]+ dB +(\S+) ",

@@ -1,9 +1,10 @@
-"""Speech beyond what chapter 12 shows: archives of every kind, sounds against other people's formulas, bad input."""
+"""Speech beyond what chapter 13 shows: archives of every kind, sounds against other people's formulas, bad input."""
 import base64
 import importlib.util
 import io
 import os
 import random
+import re
 import shutil
 import struct
 import sys
@@ -208,7 +209,7 @@ def load_fails(request, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", UNREADABLE)
 def test_what_cannot_be_read_is_an_error_that_helps(load_fails, kind):
-    assert "cannot be read" in load_fails(UNREADABLE[kind])
+    assert re.search("is empty|is not a complete|cannot be read", load_fails(UNREADABLE[kind]))
 
 
 @pytest.mark.parametrize("kind", FLAWED)
@@ -543,7 +544,7 @@ def test_a_player_for_each_sound_that_keys_operate_and_none_starts(count, pictur
     page = Page(show_sounds({f"sound {number}": noise(seed=number) for number in range(count)}, columns=3, pictures=pictures))
     assert len(page.all("audio")) == len(page.all("figcaption")) == count and len(page.all("img")) == count * pictures
     for player in page.all("audio"):
-        assert "controls" in player and not {"autoplay", "loop"} & set(player) and player["preload"] == "none"
+        assert "controls" in player and not {"autoplay", "loop"} & set(player) and player["preload"] == "metadata"
     assert "repeat(3," in page.all("div")[0]["style"]
     assert all(data_of(image["src"], "image/png").startswith(b"\x89PNG") for image in page.all("img"))
 
@@ -936,7 +937,7 @@ def test_explained_is_mutual_information_over_entropy(seed):
 def test_explained_reaches_from_0_to_1():
     generator = np.random.default_rng(0)
     for _ in range(50):
-        assert explained(np.outer(generator.integers(1, 50, 5), generator.integers(1, 50, 4))) == pytest.approx(0, abs=1e-12)
+        assert explained(np.outer(generator.integers(1, 50, 5), generator.integers(1, 50, 4))) == pytest.approx(0, abs=1e-6)
         assert explained(np.diag(generator.integers(1, 50, 6))[:, generator.permutation(6)]) == pytest.approx(1)
         assert explained(np.diag(generator.integers(1, 50, 6)).repeat(2, axis=0)) == pytest.approx(1)
 

@@ -214,6 +214,19 @@ def test_masks_of_pictures():
     np.testing.assert_array_equal(codes, alone)  # what padding holds cannot be seen from where it ends
 
 
+def test_adapt_does_not_look_behind_a_mask(monkeypatch):
+    x, mask, found = signals((16, 3), 40), np.arange(16) < np.linspace(4, 16, 40).astype(int)[:, None], []
+    for padding in (0, 50):
+        model = tiny((16, 3))
+        given = []
+        monkeypatch.setattr(type(model.quantizer), "adapt", lambda self, vectors, given=given: given.append(np.asarray(vectors)))
+        model.adapt({"signal": np.where(mask[..., None], x, padding), "mask": mask})
+        assert float(model.variance) == pytest.approx(x[mask].var(), rel=1e-5)
+        found += given
+    assert found[0].shape == (mask[:, ::4].sum(), found[0].shape[-1])
+    np.testing.assert_array_equal(*found)
+
+
 # ---------------------------------------------------------------- files
 
 

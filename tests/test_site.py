@@ -326,7 +326,7 @@ def test_figures_are_described_sharp_and_readable(visits, page, scheme):
 
 def test_sounds_play_and_say_what_they_are(visits, site):
     """All players of the chapter on speech: named, shown as what one hears, and of a kind that the browser reads."""
-    view = visits.open((site / "nbs/12_speech.html").as_uri())
+    view = visits.open((site / "nbs/13_speech.html").as_uri())
     try:
         players = view.locator(".vq-sounds audio")
         assert players.count() >= 30

@@ -13,8 +13,9 @@ from .presets import load_pretrained
 from .priors import PositionPrior, Prior
 from .quantizers import Quantizer, VectorQuantizer, VectorQuantizerEMA
 from .rate import EntropyConstrainedQuantizer
+from .transformer import MaskGIT, TransformerPrior
 from .zoo import FSQ, BinaryQuantizer, CosineQuantizer, SimVQ
 
-__all__ = ["BinaryQuantizer", "CosineQuantizer", "EntropyConstrainedQuantizer", "FSQ", "PixelCNN", "PositionPrior", "Prior",
-           "ProductQuantizer", "Quantizer", "ResidualQuantizer", "SimVQ", "VQVAE", "VectorQuantizer", "VectorQuantizerEMA", "__version__",
-           "build_networks", "load_mnist", "load_pretrained", "resumable"]
+__all__ = ["BinaryQuantizer", "CosineQuantizer", "EntropyConstrainedQuantizer", "FSQ", "MaskGIT", "PixelCNN", "PositionPrior",
+           "Prior", "ProductQuantizer", "Quantizer", "ResidualQuantizer", "SimVQ", "TransformerPrior", "VQVAE", "VectorQuantizer",
+           "VectorQuantizerEMA", "__version__", "build_networks", "load_mnist", "load_pretrained", "resumable"]

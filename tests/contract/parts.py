@@ -16,6 +16,7 @@ from vqvae_tutorial import (
 )
 from vqvae_tutorial.composite import ProductQuantizer, ResidualQuantizer
 from vqvae_tutorial.quantizers import CodebookQuantizer
+from vqvae_tutorial.transformer import MaskGIT, TransformerPrior
 from vqvae_tutorial.zoo import FSQ, BinaryQuantizer, CosineQuantizer, SimVQ
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -100,8 +101,13 @@ PRIORS = {
     "position": lambda num_codes, shape, classes=None, **options: PositionPrior(num_codes, shape, classes, **options),
     "pixelcnn": lambda num_codes, shape, classes=None, **options: PixelCNN(
         num_codes, shape, classes, **({"filters": 4, "num_layers": 2, "dropout": 0.0} | options)),
+    "transformer": lambda num_codes, shape, classes=None, **options: TransformerPrior(num_codes, shape, classes, **(SMALL | options)),
+    "maskgit": lambda num_codes, shape, classes=None, **options: MaskGIT(
+        num_codes, shape, classes, **(SMALL | {"steps": 2, "seed": 0} | options)),
 }
+SMALL = {"width": 8, "num_layers": 2, "num_heads": 2, "dropout": 0.0}
 FLAT = {"pixelcnn"}
+GROUPED = {"maskgit"}  # in an order of their own, and given codes are in view from the start
 
 SIGNALS = {"one channel": (16, 1), "stereo": (16, 2), "grey": (8, 8, 1), "colour": (8, 8, 3), "video": (4, 4, 8, 1)}
 
@@ -155,9 +161,9 @@ def parts_of(quantizer):
 
 
 def state(layer):
-    """All numbers of a layer but the frequencies of the last batch, which are no state."""
+    """All numbers of a layer but the frequencies of the last batch, which are no state, and where its dice stand."""
     return {variable.path.rpartition("/")[2] + f" {number}": numbers(variable) for number, variable in enumerate(layer.variables)
-            if not variable.path.endswith("/frequencies")}
+            if not variable.path.endswith(("/frequencies", "seed_generator_state"))}
 
 
 def same(one, other, **tolerance):

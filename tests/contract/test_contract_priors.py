@@ -6,11 +6,12 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from parts import FLAT, JAX, POLICIES, PRIORS, TENSORFLOW, moved, numbers, remembered, same, state
+from parts import FLAT, GROUPED, JAX, POLICIES, PRIORS, TENSORFLOW, moved, numbers, remembered, same, state
 
 from vqvae_tutorial.priors import Sampler, draw_labels
 
 each = pytest.mark.parametrize("name", PRIORS)
+each_in_reading_order = pytest.mark.parametrize("name", [name for name in PRIORS if name not in GROUPED])
 needs_tensorflow = pytest.mark.skipif(not TENSORFLOW, reason="TensorFlow's own")
 GRIDS = [(5,), (1, 4), (3, 1), (2, 3), (2, 2, 2)]
 LN2 = np.log(2)
@@ -63,6 +64,11 @@ def nats(prior, codes, label=None):
     return -np.take_along_axis(logits, codes[..., None], -1)[..., 0]
 
 
+def turns(prior):
+    """When each place is drawn, in reading order of places."""
+    return np.asarray(getattr(prior, "group", np.arange(prior.places)))
+
+
 def suits(name, shape):
     if name in FLAT and len(shape) > 2:
         pytest.skip("of two dimensions at most")
@@ -85,8 +91,8 @@ def test_the_probabilities_of_all_maps_sum_to_one(name, shape, classes):
         np.testing.assert_allclose(2.0 ** -np.float64(prior.bits(every)), each_class, rtol=1e-4)
         assert np.abs(prior.bits(every, 0) - prior.bits(every, 1)).max() > 0.1
         np.testing.assert_array_equal(prior.bits(every, 1), prior.bits(every, np.ones(len(every), "int64")))
-    np.testing.assert_array_equal(prior.bits(every, 0 if classes else None, batch_size=3).round(4),
-                                  prior.bits(every, 0 if classes else None).round(4))
+    label = 0 if classes else None
+    np.testing.assert_allclose(prior.bits(every, label, batch_size=3), prior.bits(every, label), rtol=1e-4)
 
 
 @each
@@ -94,14 +100,17 @@ def test_the_probabilities_of_all_maps_sum_to_one(name, shape, classes):
 def test_no_place_sees_itself_or_what_comes_after(name, shape):
     suits(name, shape)
     prior, codes = shaken(name, 4, shape), maps(shape, 8)
-    before, seen = numbers(prior(codes)).reshape(8, prior.places, 4), []
+    before, seen, turn = numbers(prior(codes)).reshape(8, prior.places, 4), [], turns(prior)
+    assert turn.min() == 0 and len(np.unique(turn)) == turn.max() + 1
     for place in range(prior.places):
         other = codes.reshape(8, -1).copy()
         other[:, place] = (other[:, place] + 1) % 4
         after = numbers(prior(other.reshape(codes.shape))).reshape(8, prior.places, 4)
-        np.testing.assert_allclose(after[:, :place + 1], before[:, :place + 1], atol=1e-5)
-        seen.append(np.abs(after - before).max() > 1e-3)
-    assert name == "position" or np.mean(seen[:-1]) > 0.5  # while most places are seen by some that come after
+        not_later = turn <= turn[place]
+        np.testing.assert_allclose(after[:, not_later], before[:, not_later], atol=1e-5)
+        if not not_later.all():
+            seen.append(np.abs(after - before).max() > 1e-3)
+    assert name == "position" or np.mean(seen) > 0.5  # while most places are seen by some that come after
 
 
 @each
@@ -111,7 +120,9 @@ def test_what_is_drawn_place_by_place_are_the_logits_of_the_whole(name, shape, c
     prior, label = shaken(name, 4, shape, classes), None if classes is None else LABELS[:8]
     noise = np.random.default_rng(1).gumbel(size=(8, *shape, 4)).astype("float32")
     inputs = {"noise": noise} | ({} if label is None else {"label": label})
-    codes, logits = Sampler(prior, keep_logits=True).predict_on_batch(inputs)
+    sampler = prior.sampler(keep_logits=True)
+    assert isinstance(sampler, Sampler)
+    codes, logits = sampler.predict_on_batch(inputs)
     np.testing.assert_allclose(logits, numbers(prior(given(codes, label))), rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(codes, np.argmax(logits + noise, axis=-1))
 
@@ -132,7 +143,7 @@ def test_frequencies_of_what_is_drawn_are_the_probabilities(name, temperature):
     assert np.abs(found - expected).sum() < 0.06
 
 
-@each
+@each_in_reading_order
 def test_what_stands_at_any_place_stays_and_the_rest_is_drawn_after_it(name):
     prior = shaken(name, 4, (2, 3))
     start = np.full((2, 3), -1)
@@ -149,7 +160,7 @@ def test_what_stands_at_any_place_stays_and_the_rest_is_drawn_after_it(name):
     np.testing.assert_array_equal(prior.sample(5, start=each_its_own.astype("int8"), temperature=9.0), each_its_own)
 
 
-@each
+@each_in_reading_order
 def test_classes_are_drawn_by_how_well_they_fit_the_start(name):
     prior = shaken(name, 4, (2, 2), 2)
     start = np.array([[1, -1], [-1, -1]])
@@ -158,6 +169,23 @@ def test_classes_are_drawn_by_how_well_they_fit_the_start(name):
     kept = np.broadcast_to(start, (4000, 2, 2))
     np.testing.assert_allclose(draw_labels(prior, kept, random).mean(), fit[1] / fit.sum(), atol=0.04)
     np.testing.assert_allclose(draw_labels(prior, np.full((4000, 2, 2), -1), random).mean(), 0.5, atol=0.04)
+
+
+@each
+def test_codes_are_drawn_from_the_most_probable_alone(name):
+    """Against the logits of what was drawn: every code stands among those that may be; given codes stay, however improbable."""
+    prior, label = shaken(name, 4, (2, 3), 3), LABELS[:20]
+    for limits in ({"top_k": 1}, {"top_k": 2}, {"top_p": 0.6}, {"top_k": 2, "top_p": 0.9}):
+        codes = prior.sample(20, label=label, seed=0, **limits)
+        logits = np.float64(numbers(prior(given(codes, label))))
+        chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        above = np.where(chances > np.take_along_axis(chances, codes[..., None], -1), chances, 0)
+        assert ((above > 0).sum(-1) < limits.get("top_k", 4)).all() and (above.sum(-1) < limits.get("top_p", 1)).all(), limits
+    greedy = prior.sample(20, label=label, seed=1, top_k=1)
+    np.testing.assert_array_equal(greedy, prior.sample(20, label=label, seed=2, top_p=1e-6))
+    np.testing.assert_array_equal(prior.sample(20, label=label, seed=3, top_k=4, top_p=1.0), prior.sample(20, label=label, seed=3))
+    start = np.where(np.arange(6).reshape(2, 3) == 1, (greedy + 1) % 4, -1)
+    assert (prior.sample(20, label=label, start=start, top_k=1)[:, 0, 1] == start[:, 0, 1]).all()
 
 
 @each
@@ -214,8 +242,11 @@ def test_loss_and_bits_are_those_of_numpy(name, classes):
 def test_it_learns_the_same_compiled_in_any_way(name, options):
     if "jit_compile" in options and keras.backend.backend() == "torch":
         pytest.skip("PyTorch's compiler needs one of C++")
-    expected = fitted(compiled(name), given(maps(), LABELS))
     found = fitted(compiled(name, eager=False, **options), given(maps(), LABELS))
+    if name == "maskgit" and "jit_compile" in options:  # where XLA rolls other dice, and other codes are hidden
+        assert np.isfinite(found[1]["loss"]).all() and all(np.isfinite(value).all() for value in found[0].values())
+        return
+    expected = fitted(compiled(name), given(maps(), LABELS))
     same(found[0], expected[0], rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(found[1]["bits"], expected[1]["bits"], rtol=1e-4)
 
@@ -225,9 +256,11 @@ def test_it_learns_what_there_is_to_learn(name):
     label = np.arange(64) % 2
     codes = np.broadcast_to(label[:, None], (64, 5)).astype("int32")
     prior = PRIORS[name](3, (5,), 2)
-    prior.compile(keras.optimizers.Adam(0.1), run_eagerly=True)
-    bits = prior.fit(given(codes, label), epochs=12, batch_size=32, verbose=0, validation_data=(given(codes, label),)).history
-    assert bits["val_bits"][-1] < 1 < 6 < bits["bits"][0]
+    rate, epochs = (0.02, 30) if name == "maskgit" else (0.1, 12)
+    prior.compile(keras.optimizers.Adam(rate), run_eagerly=True)
+    bits = prior.fit(given(codes, label), epochs=epochs, batch_size=32, verbose=0, validation_data=(given(codes, label),)).history
+    first = 3 if name == "maskgit" else 6  # in training it is not charged for the codes that it sees
+    assert bits["val_bits"][-1] < 1 < first < bits["bits"][0]
     np.testing.assert_array_equal(prior.sample(6, label=np.arange(6) % 2, temperature=0.1), codes[:6])
 
 
@@ -363,7 +396,7 @@ def test_padding_teaches_and_counts_nothing(name):
             np.testing.assert_allclose(found[metric], history[metric], rtol=1e-4, err_msg=metric)
 
 
-@each
+@each_in_reading_order
 def test_bits_without_what_is_padded(name):
     codes, prior = maps((5,)), shaken(name, 4, (5,))
     mask = np.arange(5) < np.arange(32)[:, None] % 6
@@ -423,6 +456,8 @@ def test_class_weights_train_nothing(name):
     ({"count": 0}, "`count`"), ({"count": 1.5}, "`count`"), ({"temperature": 0}, "`temperature`"),
     ({"temperature": np.nan}, "`temperature`"),
     ({"temperature": "hot"}, "`temperature`"), ({"label": 3}, "`label`"), ({"label": [0, 1, 2]}, "`label`"),
+    ({"top_k": 0}, "`top_k`"), ({"top_k": 5}, "`top_k`"), ({"top_k": 1.5}, "`top_k`"),
+    ({"top_p": 0}, "`top_p`"), ({"top_p": 1.1}, "`top_p`"), ({"top_p": "most"}, "`top_p`"),
     ({"start": np.zeros((3, 3), int)}, "`start`"), ({"start": np.full((2, 3), 4)}, "`start"), ({"start": np.full((2, 3), -2)}, "`start"),
     ({"start": np.zeros((2, 3))}, "`start")], ids=str)
 def test_bad_draws_are_refused(name, options, problem):
@@ -500,7 +535,8 @@ def test_the_table_counts_from_a_half():
                                    np.take_along_axis(np.broadcast_to(expected, (32, 2, 3, 4)), codes[..., None], -1)[..., 0], rtol=1e-4)
 
 
-OF_ITS_OWN = {"num_classes": 3, "filters": 5, "num_layers": 3, "kernel_size": 5, "dropout": 0.3, "code_dropout": 0.2, "seed": 7,
+OF_ITS_OWN = {"width": 6, "num_heads": 3, "steps": 5,
+              "num_classes": 3, "filters": 5, "num_layers": 3, "kernel_size": 5, "dropout": 0.3, "code_dropout": 0.2, "seed": 7,
               "name": "mine", "dtype": "mixed_bfloat16", "trainable": False}
 
 
@@ -511,10 +547,11 @@ def test_every_argument_survives_its_config(name):
     kind = type(PRIORS[name](4, (2, 3)))
     again = kind.from_config(kind(**(config | options)).get_config())
     for key in options.keys() - {"dtype"}:
-        assert getattr(again, key) == options[key], key
+        assert again.get_config()[key] == options[key] and getattr(again, key, options[key]) == options[key], key
     assert again.dtype_policy.name == "mixed_bfloat16" and again.shape == (2, 3) and again.num_codes == 4
     if "dropout" in options:
-        assert {layer.dropout.rate for layer in again.gated} == {0.3} and {layer.dropout.seed for layer in again.gated} == {7}
+        layers = again.gated if name == "pixelcnn" else again.network.blocks
+        assert len(layers) == 3 and {(layer.dropout.rate, layer.dropout.seed) for layer in layers} == {(0.3, 7)}
 
 
 @each
@@ -546,7 +583,7 @@ def test_it_can_be_exported_with_and_without_classes(name, classes, tmp_path):
     np.testing.assert_allclose(numbers(served), numbers(prior(given(codes, label))), atol=1e-5)
 
 
-@each
+@each_in_reading_order
 @needs_tensorflow
 def test_one_step_can_be_exported(name, tmp_path):
     import tensorflow as tf

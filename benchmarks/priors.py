@@ -1,0 +1,185 @@
+"""Priors over the same codes, equally long trained: `python benchmarks/priors.py [--quick] [--seeds 2] [--out FILE] [--runs FOLDER]`.
+
+Every network learns the codes that the shipped VQ-VAE gives the first 30,000 training digits, for equally many epochs, with batches of 128,
+and a rate that climbs to its peak and falls along a cosine, from each of several seeds. A row says what a test digit costs in bits
+under it, how many of the digits drawn from it the judge of the appendix reads as asked, and how far they are from real ones. `MaskGIT` is
+trained once per seed, and scored at several numbers of steps. The network of the Keras tutorial on VQ-VAEs is not told the digit, so its
+samples are not asked for.
+
+A second table holds seconds and memory per map as the grid grows, of untrained networks of the same sizes (`--grids` alone measures it).
+
+The command can be stopped at any time and goes on with the epoch it was at. Chapter 12 shows what it finds.
+"""
+import argparse
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+from grid import RESULTS, Table  # noqa: E402
+from measure import load_digits, turns  # noqa: E402
+
+from vqvae_tutorial import load_pretrained  # noqa: E402
+from vqvae_tutorial.callbacks import StopAtNaN, resumable  # noqa: E402
+from vqvae_tutorial.pixelcnn import PixelCNN, build_ungated_pixelcnn  # noqa: E402
+from vqvae_tutorial.presets import cosine_schedule  # noqa: E402
+from vqvae_tutorial.priors import PositionPrior, Prior  # noqa: E402
+from vqvae_tutorial.scoring import class_accuracy, features, frechet_distance, load_judge  # noqa: E402
+from vqvae_tutorial.transformer import MaskGIT, TransformerPrior  # noqa: E402
+
+FULL = {"maps": 30_000, "epochs": 3, "tested": 2_000, "drawn": 2_000, "sides": {7: 1000, 14: 250, 28: 16, 56: 4}}
+QUICK = {"maps": 256, "epochs": 1, "tested": 128, "drawn": 100, "sides": {4: 8, 6: 4}}
+STEPS = (4, 8, 12)
+PEAKS = {"ungated PixelCNN": 2e-3, "PixelCNN": 2e-3, "transformer": 5e-3, "MaskGIT": 5e-3}  # 2e-3 was too slow for the last two
+
+
+class Ungated(Prior):
+    """The network of the Keras tutorial as a `Prior`, so that its bits are measured like the others'."""
+
+    def __init__(self, num_codes, shape):
+        super().__init__(num_codes, shape)
+        self.network = build_ungated_pixelcnn(num_codes, shape)
+
+    def call(self, inputs):
+        codes, _, flaw = self.read(inputs)
+        return self.network(codes) + flaw
+
+
+MAKERS = {
+    "ungated PixelCNN": lambda K, shape, seed: Ungated(K, shape),
+    "PixelCNN": lambda K, shape, seed: PixelCNN(K, shape, num_classes=10, seed=seed),
+    "transformer": lambda K, shape, seed: TransformerPrior(K, shape, num_classes=10, seed=seed),
+    "MaskGIT": lambda K, shape, seed: MaskGIT(K, shape, num_classes=10, seed=seed),
+}
+
+
+def trained(name, seed, codes, labels, folder, epochs):
+    """Trains one network, or takes up where that was stopped. The table of counts is adapted."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    if name == "by place":
+        prior = PositionPrior(128, codes.shape[1:], num_classes=10)
+        prior.adapt(codes, labels)
+        return prior
+    prior = MAKERS[name](128, codes.shape[1:], seed)
+    run = folder / f"{name.replace(' ', '_').lower()}{seed}"
+    rate = cosine_schedule(epochs * -(-len(codes) // 128), peak=PEAKS[name])
+    prior.compile(keras.optimizers.Adam(rate))
+    given = {"codes": codes} | ({"label": labels} if prior.num_classes else {})
+    prior.fit(given, epochs=epochs, batch_size=128, verbose=0, **resumable(run, [StopAtNaN()]))
+    return prior
+
+
+def scores(prior, test, judged, seed):
+    """Bits, and how samples are read. `judged` is `(model, judge, features of test digits, count)`."""
+    codes, labels = test
+    model, judge, real, count = judged
+    asked = np.arange(count) % 10 if prior.num_classes else None
+    drawn = model.decode(prior.sample(count, label=asked, seed=seed))
+    read = class_accuracy(judge, drawn, asked) if prior.num_classes else float("nan")
+    return {"weights": prior.count_params(), "bits": float(prior.bits(codes, labels if prior.num_classes else None, 500).mean()),
+            "read_right": read, "frechet": frechet_distance(features(judge, drawn), real)}
+
+
+def cache_bytes(prior):
+    """Bytes that a prior keeps from step to step for each map while it draws; `MaskGIT` keeps the codes alone."""
+    if isinstance(prior, MaskGIT):
+        return 4 * prior.places
+    label = keras.ops.zeros((1,), "int32")
+    return sum(int(np.prod(part.shape)) * 4 for part in keras.tree.flatten(prior.start(1, label)))
+
+
+class Whole(Prior):
+    """A prior that is asked for the whole map once for each place, from Python: what a cache saves."""
+
+    def __init__(self, prior):
+        super().__init__(prior.num_codes, prior.shape, prior.num_classes)
+        self.prior = prior
+
+    def sample_with_noise(self, noise, label=None):
+        codes = np.zeros(noise.shape[:-1], "int32")
+        for place in np.ndindex(self.shape):
+            here = (slice(None), *place)
+            logits = self.prior.predict_on_batch({"codes": codes, "label": label})
+            codes[here] = np.argmax(logits[here] + noise[here], axis=-1)
+        return codes
+
+
+def ways(side):
+    """The networks of one grid, untrained, by the way they draw. On the smallest grid also the slow ways, to be compared with."""
+    priors = {name: MAKERS[name](128, (side, side), 0) for name in ("PixelCNN", "transformer", "MaskGIT")}
+    if side <= 7:
+        slow = {f"{name}, whole": Whole(priors[name]) for name in ("PixelCNN", "transformer")}
+        priors |= slow | {"MaskGIT, one by one": priors["MaskGIT"].with_steps(side**2)}
+    return priors
+
+
+def grow(sides, repeats, out):
+    """Seconds and bytes per map for square grids of codes, of untrained networks; the samplers take turns."""
+    table = Table(out, ["prior", "side", "steps", "maps", "seconds", "cache_bytes"], 2, {})
+    for side, maps in sides.items():
+        priors = ways(side)
+        if all((name, side) in table for name in priors):
+            continue
+        noise = np.random.default_rng(0).gumbel(size=(maps, side, side, 128)).astype("float32")
+        label = np.arange(maps, dtype="int32") % 10
+        calls = {name: partial(prior.sample_with_noise, noise, label) for name, prior in priors.items()}
+        for name, seconds in turns(calls, repeats).items():
+            steps, remembered = getattr(priors[name], "steps", side**2), 0 if name.endswith("whole") else cache_bytes(priors[name])
+            table.add({"prior": name, "side": side, "steps": steps, "maps": maps, "seconds": seconds / maps, "cache_bytes": remembered})
+        print(f"grid of {side} × {side}: done", flush=True)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Compare priors over the same codes; goes on where it was stopped.")
+    parser.add_argument("--quick", action="store_true", help="a tiny budget, to see that all of it works")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--grids", action="store_true", help="measure only how time grows with the grid")
+    parser.add_argument("--out", type=Path, help="the table (default: the one that ships, or priors_quick.csv with --quick)")
+    parser.add_argument("--runs", type=Path, default=ROOT / "nbs" / "runs" / "priors", help="where trainings are kept")
+    options = parser.parse_args(arguments)
+    budget = QUICK if options.quick else FULL
+    out = options.out or (Path("priors_quick.csv") if options.quick else RESULTS / "priors.csv")
+    if not options.grids:
+        compare(budget, options.seeds, options.runs, out)
+    grow(budget["sides"], 1 if options.quick else 3, out.with_name(f"{out.stem}_grids.csv"))
+    return 0
+
+
+def compare(budget, seeds, runs, out):
+    shared = {name: budget[name] for name in ("maps", "epochs", "drawn")}
+    columns = ["prior", "steps", "seed", "weights", "bits", "read_right", "frechet", *shared]
+    table = Table(out, columns, 3, shared)
+    names = ["by place", *MAKERS]
+    steps = {"MaskGIT": STEPS}
+    missing = [(name, seed) for seed in range(seeds) for name in names
+               if not all((name, step, seed) in table for step in steps.get(name, [49]))]
+    print(f"{seeds * len(names) - len(missing)} of {seeds * len(names)} priors are in {out}", flush=True)
+    if not missing:
+        return
+    digits, (model, _) = load_digits(budget["maps"]), load_pretrained("mnist")
+    codes, labels = model.encode(digits.train.images[: budget["maps"]]), digits.train.labels[: budget["maps"]]
+    test = model.encode(digits.test.images[: budget["tested"]]), digits.test.labels[: budget["tested"]]
+    judge = load_judge()
+    judged = model, judge, features(judge, digits.test.images[: budget["drawn"]]), budget["drawn"]
+    bar = keras.utils.Progbar(len(missing), unit_name="prior")
+    for done, (name, seed) in enumerate(missing, start=1):
+        prior = trained(name, seed, codes, labels, runs, budget["epochs"])
+        for step in steps.get(name, [49]):
+            each = prior.with_steps(step) if name == "MaskGIT" else prior
+            table.add({"prior": name, "steps": step, "seed": seed} | scores(each, test, judged, seed) | shared)
+        bar.update(done)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
