@@ -115,8 +115,8 @@ def ways(side):
     """The networks of one grid, untrained, by the way they draw. On the smallest grid also the slow ways, to be compared with."""
     priors = {name: MAKERS[name](128, (side, side), 0) for name in ("PixelCNN", "transformer", "MaskGIT")}
     if side <= 7:
-        slow = {f"{name}, whole": Whole(priors[name]) for name in ("PixelCNN", "transformer")}
-        priors |= slow | {"MaskGIT, one by one": priors["MaskGIT"].with_steps(side**2)}
+        slow = {f"{name} whole": Whole(priors[name]) for name in ("PixelCNN", "transformer")}
+        priors |= slow | {"MaskGIT one by one": priors["MaskGIT"].with_steps(side**2)}
     return priors
 
 

@@ -238,3 +238,53 @@ def test_a_table_of_other_settings_is_refused(tmp_path):
     assert (8,) in again and (32,) not in again
     with pytest.raises(SystemExit, match="other settings"):
         grid.Table(out, ["K", "mse", "epochs"], 1, {"epochs": 4})
+
+
+# Priors over the same codes
+
+
+def test_priors_were_trained_alike_from_several_seeds():
+    table = read(RESULTS / "priors.csv")
+    assert len({(row["maps"], row["epochs"], row["drawn"]) for row in table}) == 1
+    kinds = {(str(row["prior"]), int(row["steps"])) for row in table}
+    assert {name for name, _ in kinds} == {"by place", "ungated PixelCNN", "PixelCNN", "transformer", "MaskGIT"}
+    for kind in kinds:
+        rows = [row for row in table if (row["prior"], row["steps"]) == kind]
+        assert len({row["seed"] for row in rows}) == len(rows) >= 2, kind
+    assert (table["bits"] > 0).all() and (table["frechet"] > 0).all()
+    told = table["prior"] != "ungated PixelCNN"
+    assert ((table["read_right"][told] > 0.1) & (table["read_right"][told] <= 1)).all() and np.isnan(table["read_right"][~told]).all()
+
+
+def test_what_chapter_12_reads_from_the_table_of_priors():
+    table = read(RESULTS / "priors.csv")
+    mean = {(name, steps): table[(table["prior"] == name) & (table["steps"] == steps)]["bits"].mean()
+            for name in set(table["prior"]) for steps in set(table["steps"])}
+    assert mean["transformer", 49] < 0.7 * mean["by place", 49] and mean["PixelCNN", 49] < mean["ungated PixelCNN", 49] - np.log2(10)
+    assert mean["MaskGIT", 12] < mean["MaskGIT", 8] < mean["MaskGIT", 4] < mean["by place", 49]
+
+
+def test_time_and_memory_by_grid():
+    table = {(str(row["prior"]), int(row["side"])): row for row in read(RESULTS / "priors_grids.csv")}
+    for side in (7, 14, 28, 56):  # a cache of rows grows with the side, one of places with the places
+        assert table["transformer", side]["cache_bytes"] == 4 * (2 * 3 * 96 * side**2 + 1)
+        assert table["MaskGIT", side]["cache_bytes"] == 4 * side**2
+    assert table["PixelCNN", 56]["cache_bytes"] < 10 * table["PixelCNN", 7]["cache_bytes"]
+    seconds = {key: row["seconds"] for key, row in table.items()}
+    assert seconds["PixelCNN whole", 7] > 15 * seconds["PixelCNN", 7] and seconds["transformer whole", 7] > 8 * seconds["transformer", 7]
+    assert seconds["MaskGIT one by one", 7] > 4 * seconds["MaskGIT", 7]
+    assert seconds["MaskGIT", 56] < seconds["transformer", 56]
+
+
+def test_the_study_of_priors_goes_on_where_it_was_stopped(tmp_path):
+    out = tmp_path / "quick.csv"
+    command = [sys.executable, str(ROOT / "benchmarks" / "priors.py"), "--quick", "--seeds", "1", "--out", out, "--runs", tmp_path]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert ran.returncode == 0, ran.stderr
+    table = read(out)
+    assert list(table.dtype.names) == list(read(RESULTS / "priors.csv").dtype.names) and len(table) == 7
+    grids = read(out.with_name("quick_grids.csv"))
+    assert list(grids.dtype.names) == list(read(RESULTS / "priors_grids.csv").dtype.names) and len(grids) == 12
+    again = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert "5 of 5 priors are in" in again.stdout and again.returncode == 0
+    np.testing.assert_array_equal(read(out)["bits"], table["bits"])
