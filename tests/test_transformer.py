@@ -188,6 +188,17 @@ def test_the_first_place_holds_the_label_alone():
     assert np.abs(first[0] - first[1]).max() > 0.1
 
 
+def test_the_cached_step_is_the_whole_network_which_looks_back_alone():
+    prior, random = shaken(TransformerPrior, 4, (2, 3), 3), np.random.default_rng(0)
+    noise, label = random.gumbel(size=(8, 2, 3, 4)).astype("float32"), np.arange(8) % 3
+    codes, on_the_way = prior.sampler(keep_logits=True).predict_on_batch({"noise": noise, "label": label})
+    np.testing.assert_allclose(on_the_way, numbers(prior({"codes": codes, "label": label})), rtol=1e-3, atol=1e-3)
+    other = codes.copy()
+    other[:, 1, 1] = (other[:, 1, 1] + 1) % 4
+    moved = np.abs(numbers(prior({"codes": other, "label": label})) - on_the_way).max(axis=(0, -1)) > 1e-2
+    np.testing.assert_array_equal(moved, [[False, False, False], [False, False, True]])
+
+
 def test_codes_by_the_transformer_survive_a_file_of_bytes():
     prior = shaken(TransformerPrior, 4, (2, 3), 3)
     codes, labels = np.random.default_rng(0).integers(0, 4, size=(9, 2, 3)), np.arange(9) % 3
