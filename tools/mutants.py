@@ -251,7 +251,6 @@ MUTANTS = [
      "return ops.where(hidden[..., None] | True, logits, 100.0"),
     ("transformer", "half of the codes are hidden, always", "share = ops.cos(np.pi / 2 * keras.random.uniform((n, 1), seed=prior.random))",
      "share = 0.5"),
-    ("transformer", "given codes are drawn anew", "now & (codes < 0)", "now"),
     ("transformer", "given codes are out of sight", "ops.fori_loop(0, prior.steps, fill, (given, kept))",
      "ops.fori_loop(0, prior.steps, fill, (ops.where(given < 0, given, -1), kept))"),
     ("transformer", "other steps, other weights", "other.set_weights(self.get_weights())", "pass"),
