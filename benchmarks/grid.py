@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from measure import load_digits  # noqa: E402
+from measure import load_digits, stoppable  # noqa: E402
 from peers import build_even_model  # noqa: E402
 
 from vqvae_tutorial.callbacks import StopRevival  # noqa: E402
@@ -147,8 +147,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    stoppable(main)

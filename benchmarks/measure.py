@@ -4,6 +4,7 @@ import csv
 import math
 import os
 import platform
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,15 @@ def options(parser, name, arguments=None, repeats=5):
         chosen.repeats = 1
         chosen.out = None if chosen.out == RESULTS / f"{name}.csv" else chosen.out
     return chosen
+
+
+def stoppable(main):
+    """Ends the process with what `main` gives. After Ctrl-C it says that nothing is lost."""
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
 
 
 def turns(calls, repeats, enough=20.0, least=0.0):

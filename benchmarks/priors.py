@@ -23,12 +23,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from grid import RESULTS, Table  # noqa: E402
-from measure import load_digits, turns  # noqa: E402
+from measure import load_digits, stoppable, turns  # noqa: E402
+from sampling import naive  # noqa: E402
 
 from vqvae_tutorial import load_pretrained  # noqa: E402
-from vqvae_tutorial.callbacks import StopAtNaN, resumable  # noqa: E402
 from vqvae_tutorial.pixelcnn import PixelCNN, build_ungated_pixelcnn  # noqa: E402
-from vqvae_tutorial.presets import cosine_schedule  # noqa: E402
+from vqvae_tutorial.presets import train_prior  # noqa: E402
 from vqvae_tutorial.priors import PositionPrior, Prior  # noqa: E402
 from vqvae_tutorial.scoring import class_accuracy, features, frechet_distance, load_judge  # noqa: E402
 from vqvae_tutorial.transformer import MaskGIT, TransformerPrior  # noqa: E402
@@ -69,10 +69,7 @@ def trained(name, seed, codes, labels, folder, epochs):
         return prior
     prior = MAKERS[name](128, codes.shape[1:], seed)
     run = folder / f"{name.replace(' ', '_').lower()}{seed}"
-    rate = cosine_schedule(epochs * -(-len(codes) // 128), peak=PEAKS[name])
-    prior.compile(keras.optimizers.Adam(rate))
-    given = {"codes": codes} | ({"label": labels} if prior.num_classes else {})
-    prior.fit(given, epochs=epochs, batch_size=128, verbose=0, **resumable(run, [StopAtNaN()]))
+    train_prior(prior, codes, labels if prior.num_classes else None, run, epochs=epochs, peak=PEAKS[name])
     return prior
 
 
@@ -95,41 +92,25 @@ def cache_bytes(prior):
     return sum(int(np.prod(part.shape)) * 4 for part in keras.tree.flatten(prior.start(1, label)))
 
 
-class Whole(Prior):
-    """A prior that is asked for the whole map once for each place, from Python: what a cache saves."""
-
-    def __init__(self, prior):
-        super().__init__(prior.num_codes, prior.shape, prior.num_classes)
-        self.prior = prior
-
-    def sample_with_noise(self, noise, label=None):
-        codes = np.zeros(noise.shape[:-1], "int32")
-        for place in np.ndindex(self.shape):
-            here = (slice(None), *place)
-            logits = self.prior.predict_on_batch({"codes": codes, "label": label})
-            codes[here] = np.argmax(logits[here] + noise[here], axis=-1)
-        return codes
-
-
 def ways(side):
-    """The networks of one grid, untrained, by the way they draw. On the smallest grid also the slow ways, to be compared with."""
+    """For one grid: the networks, untrained, and how each draws. On the smallest grid also the slow ways, to be compared with."""
     priors = {name: MAKERS[name](128, (side, side), 0) for name in ("PixelCNN", "transformer", "MaskGIT")}
     if side <= 7:
-        slow = {f"{name} whole": Whole(priors[name]) for name in ("PixelCNN", "transformer")}
-        priors |= slow | {"MaskGIT one by one": priors["MaskGIT"].with_steps(side**2)}
-    return priors
+        priors |= {f"{name} whole": priors[name] for name in ("PixelCNN", "transformer")}
+        priors["MaskGIT one by one"] = priors["MaskGIT"].with_steps(side**2)
+    return priors, {name: partial(naive, prior) if name.endswith("whole") else prior.sample_with_noise for name, prior in priors.items()}
 
 
 def grow(sides, repeats, out):
     """Seconds and bytes per map for square grids of codes, of untrained networks; the samplers take turns."""
     table = Table(out, ["prior", "side", "steps", "maps", "seconds", "cache_bytes"], 2, {})
     for side, maps in sides.items():
-        priors = ways(side)
+        priors, draws = ways(side)
         if all((name, side) in table for name in priors):
             continue
         noise = np.random.default_rng(0).gumbel(size=(maps, side, side, 128)).astype("float32")
         label = np.arange(maps, dtype="int32") % 10
-        calls = {name: partial(prior.sample_with_noise, noise, label) for name, prior in priors.items()}
+        calls = {name: partial(draw, noise, label) for name, draw in draws.items()}
         for name, seconds in turns(calls, repeats).items():
             steps, remembered = getattr(priors[name], "steps", side**2), 0 if name.endswith("whole") else cache_bytes(priors[name])
             table.add({"prior": name, "side": side, "steps": steps, "maps": maps, "seconds": seconds / maps, "cache_bytes": remembered})
@@ -178,8 +159,4 @@ def compare(budget, seeds, runs, out):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    stoppable(main)

@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from grid import RESULTS, Table, measure, write  # noqa: E402
-from measure import load_digits  # noqa: E402
+from measure import load_digits, stoppable  # noqa: E402
 from peers import build_even_model, build_keras_example  # noqa: E402
 
 from vqvae_tutorial.callbacks import StopRevival, resumable  # noqa: E402
@@ -210,8 +210,4 @@ def keep_samples(path, name, drawn):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    stoppable(main)

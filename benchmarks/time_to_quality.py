@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 from grid import Table  # noqa: E402
-from measure import QUALITY, load_digits, made_with, says_who, times_to_quality  # noqa: E402
+from measure import QUALITY, load_digits, made_with, says_who, stoppable, times_to_quality  # noqa: E402
 from peers import build_even_model, build_keras_example  # noqa: E402
 
 from vqvae_tutorial.callbacks import StopRevival  # noqa: E402
@@ -123,8 +123,4 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    stoppable(main)

@@ -270,6 +270,16 @@ def test_no_legend_where_no_metric_has_two_curves(figures):
     assert not figures[0].legends
 
 
+def test_letters_of_a_legend_have_the_colour_of_the_others_whatever_the_style():
+    with matplotlib.rc_context(matplotlib.rcParamsDefault):
+        figure, plot = plotting.new_figure()
+        plot.plot([0, 1], label="a curve")
+        plot.set_title("a title")
+        plotting.add_legend(figure)
+        colours = {to_rgb(text.get_color()) for text in (*figure.legends[0].get_texts(), plot.title, *plot.get_xticklabels())}
+    assert colours == {to_rgb(plotting.INK)}
+
+
 def test_the_legend_lies_below_every_plot():
     figure = show_curves({"loss": [3, 2], "val_loss": [3, 2.5], "usage": [1, 2]}, show=False)
     figure.draw_without_rendering()

@@ -2,12 +2,16 @@
 
 `python tests/test_style.py` prints the table of words, lines and minutes.
 """
+import base64
+import io
 import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "book"))
 from nbdev_directives import HEADING, is_answer, read  # noqa: E402
@@ -71,6 +75,18 @@ def test_lines_fit_the_page(path):
     long = [f"{path.name}, cell {cell.number}, line {number} ({len(line)} characters): {line}"
             for cell in shown(path) for number, line in enumerate(cell.code, start=1) if len(line) > WIDTH]
     assert not long, f"{len(long)} visible lines of code are longer than {WIDTH} characters:\n" + "\n".join(long)
+
+
+@pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
+def test_legends_can_be_read_on_a_dark_page(path):
+    """In the committed pictures of cells that add a legend, which stands lowest: no letter is black."""
+    for number, cell in enumerate(notebook(path)["cells"]):
+        if cell["cell_type"] != "code" or "legend(" not in "".join(cell["source"]):
+            continue
+        for picture in [output["data"]["image/png"] for output in cell["outputs"] if "image/png" in output.get("data", {})]:
+            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode("".join(picture)))).convert("RGBA"))[-45:]
+            ink = pixels[pixels[..., 3] > 200][:, :3]
+            assert len(ink) and (ink.max(axis=-1) > 60).all(), f"{path.name}, cell {number}: black letters"
 
 
 @pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)

@@ -135,7 +135,7 @@ def _window(picture):
     finally:
         plt.close(window)
 
-# %% ../nbs/90_plotting.ipynb #24323b8a
+# %% ../nbs/90_plotting.ipynb #38f9ccae
 def add_legend(figure, columns=None):
     """Adds a legend below all plots of a figure, where it covers no curve.
 
@@ -147,8 +147,9 @@ def add_legend(figure, columns=None):
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels()):
             found.setdefault(label, handle)
-    figure.legend(found.values(), found.keys(), loc="outside lower center",
-                  ncols=columns or max(1, len(found)), frameon=False)
+    with book_style():  # or the letters are black, whatever the page
+        figure.legend(found.values(), found.keys(), loc="outside lower center",
+                      ncols=columns or max(1, len(found)), frameon=False)
 
 # %% ../nbs/90_plotting.ipynb #fd63b5aa
 #| code-fold: true

@@ -72,26 +72,27 @@ def train_vqvae(model, images, folder, epochs=VQVAE_EPOCHS, batch_size=64, callb
     model.fit(images, epochs=epochs, batch_size=batch_size, **{"verbose": 0, **options},
               **resumable(folder, [StopAtNaN(), *callbacks]))
 
-# %% ../nbs/95_presets.ipynb #e39062ff
+# %% ../nbs/95_presets.ipynb #675a94fc
 def train_prior(prior, codes, labels, folder, epochs=PRIOR_EPOCHS, batch_size=128,
-                callbacks=(), **options):
-    """Trains a prior with classes from its start to its end, or goes on where that was stopped.
+                callbacks=(), peak=2e-3, **options):
+    """Trains a prior from its start to its end, or goes on where that was stopped.
 
     Args:
-        prior: a `Prior` with classes, fresh from `build_mnist`.
-        codes: integers `(n, 7, 7)`, from the trained VQ-VAE.
-        labels: integers `(n,)`.
+        prior: a fresh `Prior`, such as that of `build_mnist`.
+        codes: integers `(n, *shape)`, from the trained VQ-VAE.
+        labels: integers `(n,)`, or `None` for a prior without classes.
         folder, epochs, batch_size, callbacks: see `train_vqvae`.
+        peak: see `cosine_schedule`.
         **options: see `train_vqvae`. With `validation_data` the weights of the best epoch are
             kept, and loaded at the end.
     """
     steps = epochs * -(-len(codes) // batch_size)
-    prior.compile(keras.optimizers.Adam(cosine_schedule(steps)))
+    prior.compile(keras.optimizers.Adam(cosine_schedule(steps, peak)))
     kept = resumable(folder, [StopAtNaN(), *callbacks])
     best = _keep_best(folder) if "validation_data" in options else None
     kept["callbacks"] += [best] if best else []
-    prior.fit({"codes": codes, "label": labels}, epochs=epochs, batch_size=batch_size,
-              **{"verbose": 0, **options}, **kept)
+    given = {"codes": codes} | ({} if labels is None else {"label": labels})
+    prior.fit(given, epochs=epochs, batch_size=batch_size, **{"verbose": 0, **options}, **kept)
     if best:
         prior.load_weights(best.filepath)
 

@@ -178,6 +178,7 @@ class Prior(keras.Model):
                 counts alike: p(codes) is the mean over y of p(codes | y).
             batch_size: How many go through the network at once.
             mask: Booleans `(n, *shape)` or `shape`: which places are real; the others cost nothing.
+                A prior in reading order sees them all the same; `MaskGIT` does not.
 
         Returns:
             float32 array `(n,)`, bits per map.
@@ -211,11 +212,12 @@ class Prior(keras.Model):
         Args:
             count: n, how many maps.
             label: A class for all, or integers `(n,)`. Left out where there are classes, each is
-                drawn: evenly, or with `start` by how well the codes up to the first −1 fit it.
+                drawn: evenly, or with `start` by how well the codes fit it that `known_ahead`
+                counts; in reading order those up to the first −1.
             temperature: Divides the logits; below 1 makes probable codes more probable.
             seed: Makes the draw repeatable, on every backend alike.
             start: Integers `shape` or `(n, *shape)`: codes that stay, and −1 where one is to be
-                drawn. Only places after a code that stays can take notice of it.
+                drawn. In reading order only places after a code that stays take notice of it.
             batch_size: How many are drawn at once.
             top_k: Draw each code from the k most probable ones alone.
             top_p: Draw each code from the fewest most probable ones whose chances, at temperature

@@ -387,7 +387,7 @@ class MaskGIT(Prior):
     def get_config(self):
         return super().get_config() | self.given | {"steps": self.steps}
 
-# %% ../nbs/12_other_priors.ipynb #099f6246
+# %% ../nbs/12_other_priors.ipynb #d2a44d10
 class Filler(Sampler):
     """A `MaskGIT`, drawing: one loop over the steps, compiled as a whole. See `Sampler`."""
 
@@ -404,7 +404,7 @@ class Filler(Sampler):
             drawn = ops.cast(ops.argmax(logits + noise, axis=-1), "int32")
             now = group == step
             kept = ops.where(now[:, None], logits, kept) if self.keep_logits else kept
-            return ops.where(now & (codes < 0), drawn, codes), kept
+            return ops.where(now, drawn, codes), kept  # what was given wins again
 
         kept = ops.zeros_like(noise) if self.keep_logits else ops.zeros(())
         codes, kept = ops.fori_loop(0, prior.steps, fill, (given, kept))

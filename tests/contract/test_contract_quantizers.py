@@ -543,11 +543,11 @@ def test_keras_seed_decides_where_no_seed_is_given(make):
 
     def trained(number):
         keras.utils.set_random_seed(number)
-        quantizer = kind(**(config | {"seed": None} | ({"revival_threshold": 0.9} if "revival_threshold" in config else {})))
+        quantizer = kind(**(config | {"seed": None} | {name: 0.9 for name in ("revival_threshold", "dropout") if name in config}))
         quantizer.adapt(x)
         for part in np.split(x, 8):
-            quantizer(part, training=True)
-        return state(quantizer)
+            drawn = quantizer(part, training=True)
+        return state(quantizer) | {"drawn": numbers(drawn)}
 
     same(trained(1), trained(1))
     assert moved(trained(1), trained(2))
