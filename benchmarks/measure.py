@@ -118,6 +118,17 @@ def load_all_speech():
     return speech
 
 
+def load_all_clothes():
+    """Fashion-MNIST with all 70,000 pictures; ends where there is only the sample."""
+    from vqvae_tutorial.pictures import load_fashion_mnist
+
+    clothes = load_fashion_mnist()
+    if (found := len(clothes.train.images)) < 60_000:
+        raise SystemExit(f"This needs 60,000 training pictures of clothes, and there are {found:,}: set VQVAE_TUTORIAL_FASHION_MNIST to "
+                         "the path of a fashion_mnist.npz, or go online.")
+    return clothes
+
+
 def write(path, rows, keys):
     """Writes rows, dicts alike, into a CSV file as a whole; rows that are there already stay, unless they agree in `keys`."""
     path = Path(path)

@@ -24,7 +24,7 @@ from pathlib import Path
 from project import ROOT, chapters, split_directives
 
 sys.path += [str(ROOT), str(ROOT / "benchmarks")]
-from measure import load_all_speech, load_digits  # noqa: E402
+from measure import load_all_clothes, load_all_speech, load_digits  # noqa: E402
 
 RUNS = ROOT / "nbs" / "runs"
 STATE = RUNS / "reproduce.json"
@@ -272,8 +272,9 @@ def main():
             print(f"{path.name}: its outputs are older than its code; run `make reproduce`")
         return 1 if old else 0
     load_digits()
-    if any("load_speech()" in path.read_text(encoding="utf-8") for path in notebooks):
-        load_all_speech()
+    for call, load in {"load_speech()": load_all_speech, "load_fashion_mnist()": load_all_clothes}.items():
+        if any(call in path.read_text(encoding="utf-8") for path in notebooks):
+            load()
     try:
         reproduce(notebooks, arguments.force)
     except KeyboardInterrupt:

@@ -118,6 +118,22 @@ FIGURES = {
            for what, column in {"phones guessed from the code": r"(\S+) ", "share of their entropy explained": r"\S+ +(\S+) ",
                                 "speaker guessed from the code": r"\S+ +\S+ +(\S+)$"}.items()},
     },
+    "14_pictures": {
+        "clothes, test MSE": r"^test MSE (\S+); \d+ codes in use",
+        "clothes, bits per picture given its class": r"^(\d+) bits per picture given its class",
+        "clothes, real ones that the judge reads right": r"^read right: (\S+) of the test pictures",
+        "clothes, samples read as asked": r"; (\S+) of 2,000 samples read as asked$",
+        **{f"emoji, test MSE with {depth + 1} codes per place": rf"test MSE by depth:{depth * r' +[.0-9]+'} +(\S+)" for depth in range(4)},
+        "emoji, error of the codes beside that of the nearest training picture": r": (\S+) of the nearest$",
+        "emoji, bits per test picture at two codes per place": r"of the training set, (\d+) of the test set$",
+        "emoji, samples that are near copies": r"^samples +(\S+) are near copies",
+    },
+    "15_video": {
+        **{f"test MSE, model of {name}": rf"^model of {name}: test MSE (\S+)$" for name in ("clips", "frames")},
+        "bits per test clip": r"^(\d+) bits per test clip",
+        "actions obeyed, by dice": r"^(\S+) of \d+ actions are obeyed",
+        "actions that the judge reads right in real clips": r"^read right: (\S+) of real pairs",
+    },
     "91_scoring": {
         "the judge's test accuracy": r"^the judge that ships: test accuracy (\S+)$",
         "Fréchet distance of two halves of the test digits": r"^other real digits +(\d\S+)$",

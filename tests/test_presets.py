@@ -137,7 +137,7 @@ def test_the_best_epoch_of_a_prior_is_kept(digits, tmp_path, monkeypatch):
     model, prior = small()
     codes, labels = model.encode(digits.train.images[:96]), digits.train.labels[:96]
     held = {"codes": codes[64:], "label": labels[64:]}
-    monkeypatch.setattr(presets, "cosine_schedule", lambda steps: 0.5)  # each epoch is worse than the first
+    monkeypatch.setattr(presets, "cosine_schedule", lambda steps, peak: 0.5)  # each epoch is worse than the first
     for epochs in (1, 4):
         train_prior(prior, codes[:64], labels[:64], tmp_path, epochs=epochs, validation_data=(held,))
         history = read_history(tmp_path)["val_bits"]

@@ -36,7 +36,7 @@ LOOK = """() => {
         headings: [...document.querySelectorAll("h1, h2, h3, h4, h5, h6")].filter((h) => h.checkVisibility()).map((h) => +h.tagName[1]),
         unnamed: [...document.querySelectorAll("img, svg[role=img]:not([aria-hidden=true])")].filter((image) => image.checkVisibility()
             && !(image.alt || image.getAttribute("aria-label") || image.querySelector("title"))).map((image) => image.outerHTML),
-        figures: [...document.querySelectorAll(".bd-content .cell_output img:not(.vq-sounds img)")].filter(
+        figures: [...document.querySelectorAll(".bd-content .cell_output img:not(.vq-sounds img, .vq-clips img)")].filter(
             (image) => image.checkVisibility()).map((image) => ({
             background: getComputedStyle(image).backgroundColor, filter: getComputedStyle(image).filter, alt: image.alt,
             width: box(image).width, natural: image.naturalWidth,

@@ -14,7 +14,7 @@ from project import ROOT, settings
 SETTINGS = settings()
 PACKAGE = SETTINGS["lib_path"]
 TOOLS = ["nbdev", "fastcore", "execnb", "jupyter_book", "sphinx", "nbclient", "sklearn", "scipy", "pytest", "playwright", "yaml"]
-LIMIT = 8_000_000
+LIMIT = 12_000_000
 
 RUNNER = """
 import sys

@@ -21,11 +21,12 @@ import numpy as np
 
 # %% ../nbs/00_digits.ipynb #7230f431
 class Split(NamedTuple):
-    """Digits and their labels, in the same order.
+    """Pictures and their labels, in the same order.
 
     Attributes:
-        images: float32 array `(n, 28, 28, 1)`; 0 is black paper, 1 is white ink.
-        labels: int32 array `(n,)`, the digits 0 to 9.
+        images: float32 array `(n, height, width, channels)` in [0, 1]. Digits are
+            `(n, 28, 28, 1)`: 0 is black paper, 1 is white ink.
+        labels: int32 array `(n,)`; of digits 0 to 9.
     """
 
     images: np.ndarray
@@ -47,28 +48,30 @@ class Digits(NamedTuple):
 # %% ../nbs/00_digits.ipynb #52f8709f
 #| code-fold: true
 SAMPLE = Path(str(files("vqvae_tutorial"))) / "data" / "mnist_sample.npz"
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
 _LAYOUT = (
     "an .npz with uint8 x_train, x_test of shape (n, 28, 28) "
     "and integer y_train, y_test of shape (n,)"
 )
 
 
-def _problem(images, labels):
+def _problem(arrays, part, shape=(28, 28), classes=10):
     """Says what is wrong with one split of an archive; None if nothing is."""
+    images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]
     if not isinstance(images, np.ndarray) or not isinstance(labels, np.ndarray):
         return "holds something that is not an array"
     if images.dtype != np.uint8:
         return f"has images of type {images.dtype}, not uint8"
     if labels.dtype.kind not in "iu":
         return f"has labels of type {labels.dtype}, which are not integers"
-    if images.shape[1:] != (28, 28):
-        return f"has images of shape {images.shape}, not (n, 28, 28)"
+    if images.shape[1:] != shape:
+        return f"has images of shape {images.shape}, not (n, {', '.join(map(str, shape))})"
     if labels.shape != images.shape[:1]:
         return f"has labels of shape {labels.shape} for {len(images)} images"
     if len(images) == 0:
         return "is empty"
-    if labels.min() < 0 or labels.max() > 9:
-        return f"has labels from {labels.min()} to {labels.max()}, not 0 to 9"
+    if labels.min() < 0 or labels.max() >= classes:
+        return f"has labels from {labels.min()} to {labels.max()}, not 0 to {classes - 1}"
 
 
 def _broken(path):
@@ -80,28 +83,33 @@ def _broken(path):
     return None if zipfile.is_zipfile(path) else "not a complete .npz archive"
 
 
-def _read(path, advice):
-    """The `Digits` of an archive; errors name the file and end with the advice."""
+def _read(path, advice, name="MNIST", layout=_LAYOUT, keys=_KEYS, problem=_problem):
+    """The arrays of an archive; errors name the file and end with the advice."""
     path = Path(path).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"There is no MNIST archive at {path}. {advice}")
+        raise FileNotFoundError(f"There is no {name} archive at {path}. {advice}")
     if broken := _broken(path):
-        raise ValueError(f"{path} is {broken}; expected {_LAYOUT}. {advice}")
-    splits = []
-    for name in ("train", "test"):
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                images, labels = archive[f"x_{name}"], archive[f"y_{name}"]
-        except Exception as error:
-            text = f"{path} cannot be read: {error}; expected {_LAYOUT}. {advice}"
-            raise ValueError(text) from error
-        if problem := _problem(images, labels):
-            text = f"The {name} split of {path} {problem}; expected {_LAYOUT}. {advice}"
+        raise ValueError(f"{path} is {broken}; expected {layout}. {advice}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in keys}
+    except Exception as error:
+        text = f"{path} cannot be read: {error}; expected {layout}. {advice}"
+        raise ValueError(text) from error
+    for part in ("train", "test"):
+        if flaw := problem(arrays, part):
+            text = f"The {part} split of {path} {flaw}; expected {layout}. {advice}"
             raise ValueError(text)
-        images = images[..., np.newaxis].astype("float32")
+    return arrays
+
+
+def _splits(arrays):
+    """The two `Split`s of an archive's arrays: train and test."""
+    for part in ("train", "test"):
+        images = arrays[f"x_{part}"]
+        images = images.reshape(*images.shape[:3], -1).astype("float32")
         images /= 255
-        splits.append(Split(images, labels.astype("int32")))
-    return Digits(*splits)
+        yield Split(images, arrays[f"y_{part}"].astype("int32"))
 
 # %% ../nbs/00_digits.ipynb #29c6aa0f
 #| code-fold: true
@@ -111,18 +119,23 @@ _PATIENCE = 8  # seconds in which at least _LEAST bytes must arrive
 _LEAST = 65_536
 
 
-def _download(target):
-    """Fetches the official archive, verified, or raises and leaves `target` as it was."""
+def _download(target, url=None, read=None):
+    """Fetches a file, verified, or raises and leaves `target` as it was.
+
+    Without `url` it is the official MNIST archive; of another file `read` gives None if it is
+    not the right one.
+    """
+    address, sha256 = url or _URL, None if url else _SHA256
     target.parent.mkdir(parents=True, exist_ok=True)
-    options = {"prefix": ".mnist-", "dir": target.parent, "ignore_cleanup_errors": True}
-    with tempfile.TemporaryDirectory(**options) as folder:
+    options = {"dir": target.parent, "ignore_cleanup_errors": True}
+    with tempfile.TemporaryDirectory(prefix=f".{target.stem}-", **options) as folder:
         part, failure = Path(folder) / target.name, []
 
         def fetch():
             keras.config.disable_interactive_logging()  # in this thread only: no progress bar
-            where = {"cache_dir": folder, "cache_subdir": "", "file_hash": _SHA256}
+            where = {"cache_dir": folder, "cache_subdir": "", "file_hash": sha256}
             try:
-                keras.utils.get_file(part.name, _URL, **where)
+                keras.utils.get_file(part.name, address, **where)
             except Exception as error:
                 failure.append(error)
 
@@ -135,34 +148,56 @@ def _download(target):
             if part.exists() and part.stat().st_size >= size + _LEAST:
                 size, deadline = part.stat().st_size, time.monotonic() + _PATIENCE
             if thread.is_alive() and time.monotonic() > deadline:
-                raise TimeoutError(f"no answer from {_URL} for {_PATIENCE} seconds")
+                raise TimeoutError(f"no answer from {address} for {_PATIENCE} seconds")
         if failure:
             raise failure[0]
+        if read and read(part) is None:
+            raise ValueError(f"{address} sent another file: its hash differs")
         os.replace(part, target)
 
 
-def _cached_or_sample():
-    """The official digits from Keras's cache, filled if it is empty; else the sample."""
+def _cached(name="mnist.npz", url=None, read=None):
+    """Where Keras keeps a file, which is downloaded if it is not there yet."""
     cache = Path(os.environ.get("KERAS_HOME") or "~/.keras").expanduser()
-    cached = cache / "datasets" / "mnist.npz"
+    cached = cache / "datasets" / name
     if not cached.exists():
-        try:
-            _download(cached)
-        except Exception as reason:
-            digits = _read(SAMPLE, "Reinstall vqvae-tutorial.")
-            warnings.warn(
-                f"Using a sample of {len(digits.train.images):,} training and "
-                f"{len(digits.test.images):,} test digits, because MNIST could not be "
-                f"downloaded ({reason}). For all 70,000 digits call load_mnist() again with a "
-                "network, or set VQVAE_TUTORIAL_MNIST to the path of an mnist.npz.",
-                stacklevel=3,
-            )
-            return digits
+        _download(cached, url, read)
+    return cached
+
+
+def _official(cached):
+    """The arrays of the official archive; a file that is another one is refused."""
     advice = "Delete it to download it again, or pass it as `path` if it is what you want."
     if cached.is_file() and hashlib.sha256(cached.read_bytes()).hexdigest() != _SHA256:
         text = f"{cached} is not the official MNIST archive: its SHA-256 differs."
         raise ValueError(f"{text} {advice}")
     return _read(cached, advice)
+
+
+def _load(path, name, things, example, fetch, official):
+    """The arrays of the first source that applies; `fetch` finds what `official` reads."""
+    key = name.lower().replace("-", "_")
+    variable = f"VQVAE_TUTORIAL_{key.upper()}"
+    if path is not None:
+        advice = f"Correct `path`, or leave it out to get the official {things}."
+        return _read(path, advice, name)
+    if path := os.environ.get(variable):
+        advice = f"Correct {variable}, or unset it to get the official {things}."
+        return _read(path, advice, name)
+    try:
+        cached = fetch()
+    except Exception as reason:
+        sample = SAMPLE.with_name(f"{key}_sample.npz")
+        arrays = _read(sample, "Reinstall vqvae-tutorial.", name)
+        warnings.warn(
+            f"Using a sample of {len(arrays['x_train']):,} training and "
+            f"{len(arrays['x_test']):,} test {things}, because {name} could not be "
+            f"downloaded ({reason}). For all 70,000 {things} call load_{key}() again with a "
+            f"network, or set {variable} to the path of {example}.",
+            stacklevel=3,
+        )
+        return arrays
+    return official(cached)
 
 # %% ../nbs/00_digits.ipynb #a78e2137
 def load_mnist(path=None):
@@ -189,9 +224,5 @@ def load_mnist(path=None):
         LeCun, Bottou, Bengio and Haffner (1998), Gradient-based learning
         applied to document recognition, Proceedings of the IEEE 86(11).
     """
-    if path is not None:
-        return _read(path, "Correct `path`, or leave it out to get the official digits.")
-    if path := os.environ.get("VQVAE_TUTORIAL_MNIST"):
-        advice = "Correct VQVAE_TUTORIAL_MNIST, or unset it to get the official digits."
-        return _read(path, advice)
-    return _cached_or_sample()
+    arrays = _load(path, "MNIST", "digits", "an mnist.npz", _cached, _official)
+    return Digits(*_splits(arrays))
