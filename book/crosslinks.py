@@ -16,7 +16,7 @@ from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
 GLOSSARY, BIBLIOGRAPHY = ROOT / "book" / "glossary.md", ROOT / "book" / "references.bib"
-IMPORT = re.compile(r"^from vqvae_tutorial(?:\.(\w+))? import (.+)$", re.M)
+IMPORT = re.compile(r"^from vqvae_tutorial(?:\.(\w+))? import (?:\(([^)]*)\)|(.+))$", re.M)
 NAME = re.compile(r"(vqvae_tutorial\.)?(?:((?<=\.)[a-z]+)\.)?([A-Za-z_]\w*)((?:\.\w+)?)(?:\(.*\))?")
 QUIET = (nodes.title, nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.reference, nodes.raw, nodes.comment,
          addnodes.pending_xref, addnodes.desc_signature)
@@ -78,8 +78,8 @@ def names_in(page):
     path = ROOT / f"{page}.ipynb"
     public = [full.split(".") for full in exports() if full.count(".") == 1]
     known = {name: f"{module}.{name}" for module, name in public if re.search("[A-Z_]", name)} | home()
-    for module, imported in IMPORT.findall("\n".join(cells(path, "code"))):
-        for name, _, alias in (name.strip().partition(" as ") for name in imported.split(",")):
+    for module, lines, line in IMPORT.findall("\n".join(cells(path, "code"))):
+        for name, _, alias in (name.strip().partition(" as ") for name in (lines or line).split(",") if name.strip()):
             known[alias or name] = f"{module}.{name}" if module else home()[name]
     return known | {name: f"{module}.{name}" for module, name in public if modules()[module] == path}
 
