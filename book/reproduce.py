@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from project import ROOT, chapters, split_directives
+from results import FIGURES, printed
 
 sys.path += [str(ROOT), str(ROOT / "benchmarks")]
 from measure import load_all_clothes, load_all_speech, load_digits  # noqa: E402
@@ -237,6 +238,9 @@ def reproduce(notebooks, force=False):
 
         print(f"{label}  …", end="" if sys.stdout.isatty() else "\n", flush=True)
         made = execute(notebook, progress)
+        if lost := [what for what, pattern in FIGURES.get(path.stem, {}).items() if not re.search(pattern, printed(path, made), re.M)]:
+            raise RuntimeError(f"{path.name} no longer prints {'; '.join(lost)}, which the page of results shows. Install what the chapter "
+                               "does without (JAX, for chapter 92), or correct book/results.py.")
         seconds = time.monotonic() - start
         # An earlier run may have done a part of the work where trainings were kept; then the time says nothing.
         keep(path, made, code, {"versions": versions} | ({} if kept else {"minutes": math.ceil(seconds / 60), "cores": cores()}))

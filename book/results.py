@@ -147,9 +147,9 @@ FIGURES = {
 }
 
 
-def printed(path):
-    """All text that the committed outputs of a notebook hold."""
-    outputs = [output for cell in notebook(path)["cells"] for output in cell.get("outputs", [])]
+def printed(path, made=None):
+    """All text that the committed outputs of a notebook hold, or those that were `made` for it."""
+    outputs = [output for cell in (made or notebook(path))["cells"] for output in cell.get("outputs", [])]
     return "\n".join("".join(output.get("text") or output.get("data", {}).get("text/plain", [])) for output in outputs)
 
 

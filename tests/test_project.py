@@ -224,6 +224,22 @@ def test_no_time_is_kept_where_an_earlier_run_did_a_part(tmp_path, monkeypatch):
     assert "minutes" not in facts and facts["versions"]["keras"]
 
 
+def test_outputs_without_a_figure_of_the_page_of_results_are_not_kept(tmp_path, monkeypatch):
+    import reproduce
+
+    for name, value in {"RUNS": tmp_path, "export": lambda: None, "FIGURES": {"one": {"the answer": r"^answer (\d+)$"}}}.items():
+        monkeypatch.setattr(reproduce, name, value)
+    path = tmp_path / "one.ipynb"
+    nbformat.write(notebook("print('no answer')"), path)
+    before = path.read_bytes()
+    with pytest.raises(RuntimeError, match="one.ipynb no longer prints the answer"):
+        reproduce.reproduce([path])
+    assert path.read_bytes() == before
+    nbformat.write(notebook("print('answer 42')"), path)
+    reproduce.reproduce([path])
+    assert reproduce.stale([path]) == []
+
+
 def test_a_stopped_pass_goes_on_where_it_was(tmp_path, monkeypatch):
     import reproduce
 
