@@ -93,17 +93,18 @@ def read(path):
         return list(csv.DictReader(file))
 
 
-def load_digits(count=60_000):
-    """MNIST with its first `count` training digits, and all test digits; ends where there are not as many.
+def _complete(found, count, things, how):
+    """Ends where there is only a sample: its results must not be kept as if they were those of all."""
+    if found < count:
+        raise SystemExit(f"This needs {count:,} {things}, and there are {found:,}: {how}.")
 
-    Without a network there is only a sample of MNIST, whose results must not be kept as if they were those of all digits.
-    """
+
+def load_digits(count=60_000):
+    """MNIST with its first `count` training digits, and all test digits; ends where there are not as many."""
     from vqvae_tutorial import load_mnist
 
     digits = load_mnist()
-    if (found := len(digits.train.images)) < count:
-        raise SystemExit(f"This needs {count:,} training digits, and there are {found:,}: set VQVAE_TUTORIAL_MNIST to the path of "
-                         "an mnist.npz, or go online.")
+    _complete(len(digits.train.images), count, "training digits", "set VQVAE_TUTORIAL_MNIST to the path of an mnist.npz, or go online")
     return digits._replace(train=type(digits.train)(*(part[:count] for part in digits.train)))
 
 
@@ -112,9 +113,8 @@ def load_all_speech():
     from vqvae_tutorial.audio import load_speech
 
     speech = load_speech()
-    if (found := len(speech.sounds)) < 1600:
-        raise SystemExit(f"This needs 1,600 spoken sentences, and there are {found:,}: run `python tools/make_speech.py speech.npz`, "
-                         "and set VQVAE_TUTORIAL_SPEECH to the path of that file.")
+    _complete(len(speech.sounds), 1600, "spoken sentences",
+              "run `python tools/make_speech.py speech.npz`, and set VQVAE_TUTORIAL_SPEECH to the path of that file")
     return speech
 
 
@@ -123,9 +123,8 @@ def load_all_clothes():
     from vqvae_tutorial.pictures import load_fashion_mnist
 
     clothes = load_fashion_mnist()
-    if (found := len(clothes.train.images)) < 60_000:
-        raise SystemExit(f"This needs 60,000 training pictures of clothes, and there are {found:,}: set VQVAE_TUTORIAL_FASHION_MNIST to "
-                         "the path of a fashion_mnist.npz, or go online.")
+    _complete(len(clothes.train.images), 60_000, "training pictures of clothes",
+              "set VQVAE_TUTORIAL_FASHION_MNIST to the path of a fashion_mnist.npz, or go online")
     return clothes
 
 

@@ -1,7 +1,9 @@
 """What several test files share: the project's scripts, the built site, and a browser where there is one."""
 import hashlib
+import http.server
 import json
 import os
+import socket
 import sys
 import tempfile
 import threading
@@ -44,6 +46,47 @@ def address(site):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}{build.BASE}".rstrip("/")
         server.shutdown()
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no network here")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def web():
+    """A server on this machine: `files` by name. What `bad` names, or every file, goes out as `mode` says: whole, missing, cut, stall."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            name, ours = self.path.rpartition("/")[2], self.server
+            ours.requests.append(name)
+            content, mode = ours.files[name], ours.mode if ours.bad in (None, name) else "whole"
+            if mode == "missing":
+                return self.send_error(404)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content if mode == "whole" else content[: len(content) // 2])
+            if mode == "stall":
+                ours.release.wait(60)
+
+        def log_message(self, *_):
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.1", 0), Handler) as running:
+        running.files, running.requests, running.mode, running.bad = {}, [], "whole", None
+        running.release, running.address = threading.Event(), f"http://127.0.0.1:{running.server_address[1]}"
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.release.set()
+        running.shutdown()
 
 
 @pytest.fixture(scope="session")

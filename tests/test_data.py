@@ -1,7 +1,6 @@
 """Where the digits come from, and what happens when they do not come."""
 
 import hashlib
-import http.server
 import importlib.util
 import inspect
 import io
@@ -71,45 +70,12 @@ def assert_sample(cache):
 
 
 @pytest.fixture
-def server(monkeypatch):
-    """Serves `server.content` as the official archive, in the way `server.mode` says."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.server.requests += 1
-            content, mode = self.server.content, self.server.mode
-            if mode == "missing":
-                return self.send_error(404)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content if mode == "whole" else content[: len(content) // 2])
-            if mode == "stall":
-                self.server.release.wait(60)
-
-        def log_message(self, *_):
-            pass
-
-    class Server(http.server.ThreadingHTTPServer):
-        daemon_threads = True
-
-    running = Server(("127.0.0.1", 0), Handler)
-    running.content, running.mode, running.requests, running.release = packed(), "whole", 0, threading.Event()
-    threading.Thread(target=running.serve_forever, daemon=True).start()
-    monkeypatch.setattr(data, "_URL", f"http://127.0.0.1:{running.server_address[1]}/mnist.npz")
-    monkeypatch.setattr(data, "_SHA256", hashlib.sha256(running.content).hexdigest())
-    yield running
-    running.release.set()
-    running.shutdown()
-    running.server_close()
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*_, **__):
-        raise OSError("no network here")
-
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+def server(web, monkeypatch):
+    """Serves the official archive."""
+    web.files["mnist.npz"] = packed()
+    monkeypatch.setattr(data, "_URL", f"{web.address}/mnist.npz")
+    monkeypatch.setattr(data, "_SHA256", hashlib.sha256(packed()).hexdigest())
+    return web
 
 
 # What an archive gives
@@ -315,9 +281,9 @@ def test_download_is_kept_and_used_again(cache, server, capsys):
     np.testing.assert_array_equal(digits.train.labels, y)
     assert not caught and capsys.readouterr().out == ""  # no progress bar
     assert [file.name for file in cache.iterdir()] == ["mnist.npz"]
-    assert (cache / "mnist.npz").read_bytes() == server.content
+    assert (cache / "mnist.npz").read_bytes() == server.files["mnist.npz"]
     load_mnist()
-    assert server.requests == 1
+    assert server.requests == ["mnist.npz"]
 
 
 @pytest.mark.parametrize("mode, reason", [("missing", "404"), ("cut", "incomplete|got only|retrieval")])
@@ -329,7 +295,7 @@ def test_failed_download_leaves_nothing(cache, server, mode, reason):
 
 
 def test_wrong_content_is_not_kept(cache, server):
-    server.content = packed(x_train=x[::-1])
+    server.files["mnist.npz"] = packed(x_train=x[::-1])
     assert "hash" in assert_sample(cache)
 
 
@@ -345,7 +311,7 @@ def test_server_that_accepts_and_never_answers(cache, monkeypatch):
 def test_server_that_stalls_half_way(cache, server, monkeypatch):
     monkeypatch.setattr(data, "_PATIENCE", 1)
     noise = np.random.default_rng(0).integers(0, 256, (1000, 28, 28)).astype("uint8")
-    server.content = packed(x_train=noise, y_train=np.arange(1000) % 10)
+    server.files["mnist.npz"] = packed(x_train=noise, y_train=np.arange(1000) % 10)
     server.mode = "stall"
     start = time.monotonic()
     assert "no answer" in assert_sample(cache)
@@ -412,13 +378,13 @@ def test_leftovers_of_a_killed_process_are_not_picked_up(cache, no_network):
 
 @pytest.mark.parametrize("content", [packed()[:500], packed(y_train=y[::-1]), b""])
 def test_other_file_in_the_cache_is_named_and_kept(cache, server, content):
-    server.content = b"never asked for"
+    server.files["mnist.npz"] = b"never asked for"
     cache.mkdir(parents=True)
     (cache / "mnist.npz").write_bytes(content)
     with pytest.raises(ValueError, match="Delete it") as caught:
         load_mnist()
     assert str(cache / "mnist.npz") in str(caught.value)
-    assert (cache / "mnist.npz").read_bytes() == content and server.requests == 0
+    assert (cache / "mnist.npz").read_bytes() == content and server.requests == []
 
 
 def test_unwritable_cache_falls_back(tmp_path, monkeypatch, server):
@@ -426,7 +392,7 @@ def test_unwritable_cache_falls_back(tmp_path, monkeypatch, server):
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "file"))
     digits, caught = load_with_warnings()
-    assert len(digits.train.labels) == 7000 and len(caught) == 1 and server.requests == 0
+    assert len(digits.train.labels) == 7000 and len(caught) == 1 and server.requests == []
 
 
 # The packaged sample

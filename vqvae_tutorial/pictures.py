@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['FASHION_SAMPLE', 'EMOJI', 'Pictures', 'load_fashion_mnist', 'load_emoji', 'OnePerGroup']
 
-# %% ../nbs/14_pictures.ipynb #b52cff86
+# %% ../nbs/14_pictures.ipynb #a83469f4
 #| code-fold: true
 import gzip
 import hashlib
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from .checks import _refusal
+from .checks import _refusal, check_count
 from .data import SAMPLE, Split, _cached, _load, _problem, _read, _splits
 
 # %% ../nbs/14_pictures.ipynb #96c16c39
@@ -34,7 +34,7 @@ class Pictures(NamedTuple):
     class_names: list
     groups: np.ndarray
 
-# %% ../nbs/14_pictures.ipynb #9d0324c2
+# %% ../nbs/14_pictures.ipynb #9251704f
 #| code-fold: true
 FASHION_SAMPLE = SAMPLE.with_name("fashion_mnist_sample.npz")
 _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -51,8 +51,7 @@ _FASHION = {  # Keras's files, and the SHA-256 of the bytes of the array in each
                "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9"),
 }
 
-# %% ../nbs/14_pictures.ipynb #8d0f2823
-#| code-fold: true
+
 def _unpacked(key, path):
     """The array in one of Keras's files; None if it is not the official one."""
     head, shape = (16, (-1, 28, 28)) if key.startswith("x") else (8, (-1,))
@@ -157,21 +156,18 @@ def load_emoji(path=None):
     names, groups = arrays["classes"].tolist(), arrays["base_train"].astype("int32")
     return Pictures(*_splits(arrays), names, groups)
 
-# %% ../nbs/14_pictures.ipynb #70874ae0
+# %% ../nbs/14_pictures.ipynb #5bbe787e
 #| code-fold: true
-def _checked_groups(data, groups, batch_size):
+def _checked_groups(data, groups):
     """Groups as an array of integers, one for each example of the data; or an error."""
     groups, sizes = np.asarray(groups), {len(each) for each in keras.tree.flatten(data)}
     if groups.dtype.kind not in "iu" or {groups.shape} != {(size,) for size in sizes}:
         must = f"integers, one for each of the {', '.join(map(str, sorted(sizes)))} examples"
         raise _refusal("groups", must, f"{groups.dtype} of shape {groups.shape}",
                        "Give the number of each example's group, as `load_emoji().groups`.")
-    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-        raise _refusal("batch_size", "a whole number from 1 on", repr(batch_size),
-                       "Give 32, for example.")
     return groups
 
-# %% ../nbs/14_pictures.ipynb #6aac3d3c
+# %% ../nbs/14_pictures.ipynb #07fe7916
 class OnePerGroup(keras.utils.PyDataset):
     """Batches for `fit` of one example from each group, chosen anew in every epoch.
 
@@ -179,8 +175,7 @@ class OnePerGroup(keras.utils.PyDataset):
         data: An array, or a dict of arrays, with the same number of examples, n.
         groups: Integers `(n,)`: examples of equal number are variants of one another.
         batch_size: Examples in a batch; the last may have fewer.
-        seed: Makes the choices repeatable.
-
+        seed: Makes the choices repeatable; a training that is resumed begins them anew.
         **kwargs: See `keras.utils.PyDataset`, such as `workers`.
 
     Raises:
@@ -189,8 +184,8 @@ class OnePerGroup(keras.utils.PyDataset):
 
     def __init__(self, data, groups, batch_size=32, seed=0, **kwargs):
         super().__init__(**kwargs)
-        self.data, self.batch_size = data, batch_size
-        groups = _checked_groups(data, groups, batch_size)
+        self.data, self.batch_size = data, check_count(batch_size, "batch_size")
+        groups = _checked_groups(data, groups)
         order = np.argsort(groups, kind="stable")
         starts = np.unique(groups[order], return_index=True)[1]
         self.members = np.split(order, starts[1:])

@@ -58,8 +58,8 @@ def train_vqvae(model, images, folder, epochs=VQVAE_EPOCHS, batch_size=64, callb
     """Trains a VQ-VAE from its start to its end, or goes on where that was stopped.
 
     Args:
-        model: a `VQVAE`, fresh from `build_mnist`.
-        images: array `(n, 28, 28, 1)`.
+        model: a fresh `VQVAE`, such as that of `build_mnist`.
+        images: its signals, of any rank: `(n, ...)`.
         folder: where `resumable` keeps the training.
         epochs, batch_size: of the whole training.
         callbacks: more of them.
