@@ -3,10 +3,12 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import socket
 import sys
 import tempfile
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,26 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+PARTS = {"test_site": 4, "test_contract_quantizers": 4}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all-views", action="store_true", help="look at every page at three widths, in both themes")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadfile` a file's tests stay together, so that its fixtures are made once; the longest files go out in parts."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file, _, test = nodeid.partition("::")
+            of = PARTS.get(Path(file).stem, 1)
+            what = re.sub(r".*\[|(-light|-dark|-server|-file)?\]$", "", test)  # of the site, all of a page
+            return f"{file} {zlib.crc32(what.encode()) % of}"
+
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

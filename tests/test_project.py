@@ -323,6 +323,12 @@ def test_a_package_with_another_hash_is_refused(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_browser_serves_all_tests():
+    """A second one in the same process does not start; so it is asked for by the fixture `browser`."""
+    tests = (ROOT / "tests").rglob("*.py")
+    assert [path.name for path in tests if re.search(r"sync_playwright\(", path.read_text(encoding="utf-8"))] == ["conftest.py"]
+
+
 needs_sh = pytest.mark.skipif(os.name == "nt", reason="make and sh are not on Windows")
 
 

@@ -185,30 +185,24 @@ def _seen(view):
 
 
 @pytest.mark.parametrize("width", [390, 1440])
-def test_clips_stop_from_the_keyboard(clips, width, tmp_path):
-    import pdf
-    playwright = pytest.importorskip("playwright.sync_api")
-    if pdf.chromium() is None:
-        pytest.skip("no Chromium")
+def test_clips_stop_from_the_keyboard(clips, width, tmp_path, browser):
     path = tmp_path / "page.html"
     path.write_text("<!doctype html><meta charset=utf-8><meta name=viewport content=width=device-width>"
                     + show_clips(clips.frames[:4])._repr_html_(), encoding="utf-8")
-    with playwright.sync_playwright() as control:
-        chromium = control.chromium.launch(executable_path=pdf.chromium(), headless=True, args=pdf.FLAGS)
-        moves = {}
-        for motion in ("no-preference", "reduce"):
-            view = chromium.new_page(viewport={"width": width, "height": 800}, reduced_motion=motion)
-            view.goto(path.as_uri())
-            height = view.evaluate("document.documentElement.scrollHeight")
-            moves[motion] = _seen(view) != _seen(view)
-            assert view.evaluate("document.documentElement.scrollWidth") <= width
-            assert view.locator("input").is_visible() == (motion == "no-preference")
-            if motion == "no-preference":
-                view.keyboard.press("Tab")
-                view.keyboard.press("Space")
-                assert view.evaluate("document.documentElement.scrollHeight") == height, "nothing jumps"
-                assert _seen(view) == _seen(view), "paused"
-                view.keyboard.press("Space")
-                assert _seen(view) != _seen(view), "goes on"
-        chromium.close()
+    moves = {}
+    for motion in ("no-preference", "reduce"):
+        view = browser.new_page(viewport={"width": width, "height": 800}, reduced_motion=motion)
+        view.goto(path.as_uri())
+        height = view.evaluate("document.documentElement.scrollHeight")
+        moves[motion] = _seen(view) != _seen(view)
+        assert view.evaluate("document.documentElement.scrollWidth") <= width
+        assert view.locator("input").is_visible() == (motion == "no-preference")
+        if motion == "no-preference":
+            view.keyboard.press("Tab")
+            view.keyboard.press("Space")
+            assert view.evaluate("document.documentElement.scrollHeight") == height, "nothing jumps"
+            assert _seen(view) == _seen(view), "paused"
+            view.keyboard.press("Space")
+            assert _seen(view) != _seen(view), "goes on"
+        view.close()
     assert moves == {"no-preference": True, "reduce": False}
