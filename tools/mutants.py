@@ -1,8 +1,9 @@
-"""Put one-line faults into a copy of the package, one at a time, and see which tests notice.
+"""Put one-line faults into a copy of the project, one at a time, and see which tests notice.
 
     python tools/mutants.py            all; writes tools/mutants.csv, and goes on where it was stopped
     python tools/mutants.py --check    only whether each fault still finds its line
     python tools/mutants.py gumbel ema only those whose name holds one of these words
+    python tools/mutants.py --seeded   only the ten of the kinds that hurt readers and users most
     python tools/mutants.py --again    forget the table, and try all once more
 
 The working tree is never touched. A fault that no test notices is a test that is missing: write it, and try that one again.
@@ -10,12 +11,14 @@ The working tree is never touched. A fault that no test notices is a test that i
 import argparse
 import csv
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,10 +48,30 @@ TESTS = {
     "video": ["tests/test_video.py"],
     "export": ["tests/test_export.py", "tests/test_playground.py"],
     "playground": ["tests/test_playground.py"],
+    "nbs/03_training.ipynb": ["tests/test_project.py", "-k", "fresh"],
+    "nbs/05_priors.ipynb": ["tests/test_site.py", "-k", "described and 05_priors"],
+    "book/troubleshooting.md": ["tests/test_site.py", "-k", "lead_somewhere and troubleshooting"],
 }
 
-# module, name, the line as it is, the line with a fault
+SEEDED = [
+    "an output is stale", "a figure has no description", "a link leads nowhere", "a wrong β", "mask A is mask B", "NaN enters the sums",
+    "loading leaves the codebook as it starts", "replicas go their own ways", "offsets are not told to the cache",
+    "archives may hold pickles",
+]
+
+# module (or file), name, the line as it is, the line with a fault
 MUTANTS = [
+    ("nbs/03_training.ipynb", "an output is stale", "epochs=30 if FULL else 2", "epochs=31 if FULL else 2"),
+    ("nbs/05_priors.ipynb", "a figure has no description",
+     '"#| fig-alt: \\"A 7 by 7 map of the bits', '"# fig-alt: \\"A 7 by 7 map of the bits'),
+    ("book/troubleshooting.md", "a link leads nowhere",
+     "02_quantizer_layer.ipynb#two-numbers-to-watch", "02_quantizer_layer.ipynb#two-numbers"),
+    ("quantizers", "a wrong β", "self.add_loss(self.commitment_cost * ", "self.add_loss(1.1 * self.commitment_cost * "),
+    ("quantizers", "loading leaves the codebook as it starts",
+     "{name: store[name] for name in store.keys() if name != \"seed_generator\"}",
+     "{str(at): each.numpy() for at, each in enumerate(self.variables)}"),
+    ("quantizers", "replicas go their own ways", "return replicas.all_gather(values, axis=0)", "return values"),
+    ("data", "archives may hold pickles", "np.load(path, allow_pickle=False)", "np.load(path, allow_pickle=True)"),
     ("quantization", "distances without the codebook's norms",
      "return ops.dot(vectors, slopes) + norms", "return ops.dot(vectors, slopes)"),
     ("quantization", "distances may be negative", "return ops.maximum(own + _scores(vectors, *_planes(codebook)), 0.0)",
@@ -318,10 +341,11 @@ def applied(text, old, new):
 
 def copy(folder):
     """A copy of what the tests need."""
-    for name in ("vqvae_tutorial", "tests", "book", "benchmarks", "tools"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "vendor", "runs"))
-    for name in ("settings.ini", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, folder)
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns("__pycache__", "runs", ".*", "_build", "build", "dist"))
+
+
+def source(module, folder=ROOT):
+    return folder / (module if "/" in module else f"vqvae_tutorial/{module}.py")
 
 
 def noticed(folder, tests, limit):
@@ -357,45 +381,57 @@ def main():
     parser.add_argument("words", nargs="*", help="try only those whose module or name holds one of these")
     parser.add_argument("--check", action="store_true", help="only see whether each fault still finds its line")
     parser.add_argument("--again", action="store_true", help="also those that the table has")
+    parser.add_argument("--seeded", action="store_true", help="only the ten of the kinds that hurt readers and users most")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many faults are tried at once (default: one a core)")
     parser.add_argument("--limit", type=int, default=900, help="seconds for the tests of one fault")
     options = parser.parse_args()
     lost, chosen = [], []
     for module, name, old, new in MUTANTS:
-        text = (ROOT / "vqvae_tutorial" / f"{module}.py").read_text(encoding="utf-8")
+        text = source(module).read_text(encoding="utf-8")
         count = applied(text, old, new)[1]
         if count != 1:
             lost.append(f"{module}: {name}: its line is there {count} times")
-        if not options.words or any(word in f"{module} {name}" for word in options.words):
+        if name in SEEDED if options.seeded else not options.words or any(word in f"{module} {name}" for word in options.words):
             chosen.append((module, name, old, new))
     print("\n".join([*lost, f"{len(MUTANTS)} faults, {len(MUTANTS) - len(lost)} find their line."]), flush=True)
     if options.check:
         return 1 if lost else 0
     known = read_table()
     results = {(module, name): known.get((module, name), "not tried") for module, name, _, _ in MUTANTS}
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        copy(folder)
-        whole = {}
-        for module, name, old, new in chosen:
-            if not (options.again or options.words) and results[module, name] not in ("not tried", "nothing"):
-                continue
-            path = folder / "vqvae_tutorial" / f"{module}.py"
-            text, start = path.read_text(encoding="utf-8"), time.monotonic()
-            changed, _ = applied(text, old, new)
-            if changed is None:
-                continue
-            tests = [test for test in TESTS[module] if (folder / test).exists()]
-            if module not in whole:  # tests that fail without any fault would find everything
-                whole[module] = noticed(folder, tests, options.limit)
-            if whole[module]:
-                print(f"{module}: {whole[module]} fails without any fault", flush=True)
-                continue
-            path.write_text(changed, encoding="utf-8")
-            by = noticed(folder, tests, options.limit)
-            path.write_text(text, encoding="utf-8")
-            results[module, name] = by or "nothing"
-            print(f"{time.monotonic() - start:5.0f} s  {module}: {name}: {results[module, name]}", flush=True)
-            write_table(results)
+    chosen = [each for each in chosen if options.again or options.words or options.seeded or results[each[:2]] in ("not tried", "nothing")]
+    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(options.jobs) as workers:
+        folders = queue.SimpleQueue()
+        for number in range(options.jobs):
+            copy(Path(place, str(number)))
+            folders.put(Path(place, str(number)))
+
+        def attempt(module, old=None, new=None):
+            """Which test notices a fault, or fails without any; None if the fault no longer finds its line."""
+            folder, start = folders.get(), time.monotonic()
+            path = source(module, folder)
+            text = path.read_text(encoding="utf-8")
+            try:
+                changed = text if old is None else applied(text, old, new)[0]
+                if changed is None:
+                    return None
+                path.write_text(changed, encoding="utf-8")
+                tests = [test for test in TESTS[module] if not test.startswith("tests/") or (folder / test).exists()]
+                by = noticed(folder, tests, options.limit)
+                return by, time.monotonic() - start
+            finally:
+                path.write_text(text, encoding="utf-8")
+                folders.put(folder)
+
+        whole = {module: workers.submit(attempt, module) for module in dict.fromkeys(each[0] for each in chosen)}
+        broken = {module: ran.result()[0] for module, ran in whole.items() if ran.result()[0]}
+        for module, by in broken.items():  # tests that fail without any fault would find everything
+            print(f"{module}: {by} fails without any fault", flush=True)
+        runs = {workers.submit(attempt, module, old, new): (module, name) for module, name, old, new in chosen if module not in broken}
+        for run in as_completed(runs):
+            if run.result():
+                results[runs[run]] = run.result()[0] or "nothing"
+                print(f"{run.result()[1]:5.0f} s  {': '.join(runs[run])}: {results[runs[run]]}", flush=True)
+                write_table(results)
     tried = [by for by in results.values() if by != "not tried"]
     found = sum(by != "nothing" for by in tried)
     print(f"{found} of {len(tried)} found{f' ({found / len(tried):.0%})' if tried else ''}; {len(results) - len(tried)} not tried.")
