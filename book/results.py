@@ -125,13 +125,15 @@ FIGURES = {
         "clothes, samples read as asked": r"; (\S+) of 2,000 samples read as asked$",
         **{f"emoji, test MSE with {depth + 1} codes per place": rf"test MSE by depth:{depth * r' +[.0-9]+'} +(\S+)" for depth in range(4)},
         "emoji, error of the codes beside that of the nearest training picture": r": (\S+) of the nearest$",
+        "emoji, test MSE with two grids": r"^64 bytes: two grids (\S+),",
         "emoji, bits per test picture at two codes per place": r"of the training set, (\d+) of the test set$",
         "emoji, samples that are near copies": r"^samples +(\S+) are near copies",
     },
     "15_video": {
-        **{f"test MSE, model of {name}": rf"^model of {name}: test MSE (\S+)$" for name in ("clips", "frames")},
+        **{f"{what}, test MSE by codes of {kind}": rf"^{name} +by codes of {kind} *: test MSE (\S+)$"
+           for name, what in (("maze", "maze"), ("digits", "moving digits")) for kind in ("clips", "frames")},
         "bits per test clip": r"^(\d+) bits per test clip",
-        "actions obeyed, by dice": r"^(\S+) of \d+ actions are obeyed",
+        "actions obeyed, by dice": r"^(\S+) of [\d,]+ actions by dice are obeyed",
         "actions that the judge reads right in real clips": r"^read right: (\S+) of real pairs",
     },
     "91_scoring": {

@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['ACTIONS', 'Clips', 'make_maze_clips', 'show_clips', 'make_moving_digits']
 
-# %% ../nbs/15_video.ipynb #e1e3203c
+# %% ../nbs/15_video.ipynb #845697ad
 #| code-fold: true
 import base64
 import html
@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
+from IPython.display import HTML
 
-from .audio import _Page
-from .checks import _refusal, check_finite
+from .checks import _refusal, check_count, check_finite
 
 # %% ../nbs/15_video.ipynb #abd0766f
 ACTIONS = ("forward", "left", "right")
@@ -41,7 +41,7 @@ class Clips(NamedTuple):
     frames: np.ndarray
     actions: np.ndarray
 
-# %% ../nbs/15_video.ipynb #ed79fe4c
+# %% ../nbs/15_video.ipynb #a1ca1805
 #| code-fold: true
 def _carve(random):
     """A maze: bool `(9, 9)`, true where a wall stands. Any open tile can be reached."""
@@ -64,7 +64,8 @@ def _carve(random):
     walls[2:-1:2, 1::2] &= random.random((3, 4)) > 0.25
     return walls
 
-
+# %% ../nbs/15_video.ipynb #ca723322
+#| code-fold: true
 def _cast(walls, x, y, angle):
     """Follows rays from tile border to tile border until they meet a wall.
 
@@ -89,7 +90,8 @@ def _cast(walls, x, y, angle):
     place = np.where(side, y + far * down, x + far * right)
     return far, tile, place % 1, side
 
-
+# %% ../nbs/15_video.ipynb #bf8d66a0
+#| code-fold: true
 def _step(walls, x, y, heading):
     """One step ahead; along a wall that is in the way."""
     clips = np.arange(len(walls))
@@ -125,7 +127,8 @@ def _walk(walls, x, y, turns, luck, told):
         turns, last = turns + np.array([0, -1, 1])[action], action
     return [np.stack(part, axis=1) for part in zip(*path)]
 
-
+# %% ../nbs/15_video.ipynb #ac55a4f1
+#| code-fold: true
 def _paint(walls, colors, x, y, turns, size):
     """What is seen: uint8 `(n, size, size, 3)`, 80° wide; two rays a column, for soft edges."""
     heading = turns[:, None] * 2 * np.pi / _TURNS
@@ -153,14 +156,8 @@ def _paint(walls, colors, x, y, turns, size):
     picture = picture.reshape(len(picture), size, size, 2, 3).mean(axis=3)
     return np.rint(255 * picture).astype("uint8")
 
-
-def _check_sizes(**sizes):
-    for name, (value, least) in sizes.items():
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
-            raise _refusal(name, f"an integer of at least {least}", repr(value),
-                           f"Give a whole number from {least} on.")
-
-
+# %% ../nbs/15_video.ipynb #a994f162
+#| code-fold: true
 def _checked_actions(actions, shape):
     actions = np.asarray(actions) if actions is not None else None
     if actions is not None and (actions.dtype.kind not in "iu" or actions.shape != shape
@@ -170,13 +167,14 @@ def _checked_actions(actions, shape):
                        "Give 0 for forward, 1 for left, 2 for right.")
     return actions
 
-# %% ../nbs/15_video.ipynb #c61c077a
+# %% ../nbs/15_video.ipynb #02bad4da
 #| code-fold: true
 def make_maze_clips(count, frames=16, size=32, actions=None, seed=0):
     """Films walks through coloured mazes, as seen by the walker.
 
     Each clip has a maze of its own, 9 × 9 tiles, whose nine regions have nine colours. A step
-    is 0.4 tiles long; a turn, 22.5°. Clip i depends on `seed`, `frames`, `size` and i alone.
+    is 0.4 tiles long; a turn, 22.5°. Clip i depends on `seed` and i alone: more frames go on with
+    the same clip.
 
     Args:
         count: Number of clips.
@@ -197,7 +195,8 @@ def make_maze_clips(count, frames=16, size=32, actions=None, seed=0):
     Reference:
         After the experiment with DeepMind Lab in van den Oord et al. (2017), section 4.4.
     """
-    _check_sizes(count=(count, 1), frames=(frames, 1), size=(size, 8), seed=(seed, 0))
+    count, frames = check_count(count, "count"), check_count(frames, "frames")
+    size, seed = check_count(size, "size", 8), check_count(seed, "seed", 0)
     actions = _checked_actions(actions, (count, frames))
     randoms = [np.random.default_rng((seed, clip)) for clip in range(count)]
     walls = np.stack([_carve(random) for random in randoms])
@@ -215,7 +214,7 @@ def make_maze_clips(count, frames=16, size=32, actions=None, seed=0):
     seen = np.concatenate(seen).reshape(count, frames, size, size, 3)
     return Clips(seen, actions.astype("int32"))
 
-# %% ../nbs/15_video.ipynb #97dfe3ec
+# %% ../nbs/15_video.ipynb #5fe6ba0a
 #| code-fold: true
 _STYLE = """<style>
 .vq-clips > div { display: grid; gap: .8rem; margin-top: .4rem;
@@ -238,11 +237,6 @@ _STYLE = """<style>
 @media (max-width: 36rem) { .vq-clips > div {
   grid-template-columns: repeat(min(2, var(--columns)), minmax(0, 1fr)); } }
 </style>"""
-
-
-class _Reel(_Page):
-    def __repr__(self):
-        return "clips: " + ", ".join(self.names)
 
 # %% ../nbs/15_video.ipynb #d3d9950e
 #| code-fold: true
@@ -275,7 +269,7 @@ def _check_clips(clips):
         clips = np.rint(255 * np.clip(clips, 0, 1)).astype("uint8")
     return np.broadcast_to(clips, (*clips.shape[:-1], 3))
 
-# %% ../nbs/15_video.ipynb #e241fc47
+# %% ../nbs/15_video.ipynb #45863c44
 #| code-fold: true
 def show_clips(clips, titles=None, columns=4, seconds=3.2, width=160):
     """Shows video clips that play in a loop, without a kernel and without scripts.
@@ -292,7 +286,7 @@ def show_clips(clips, titles=None, columns=4, seconds=3.2, width=160):
         width: Largest width of a clip on the page, in CSS pixels.
 
     Returns:
-        What a notebook shows.
+        `IPython.display.HTML`; its `data` is the text.
 
     Raises:
         ValueError: Another shape or type, NaN or infinity, too few or too many titles, or no
@@ -321,10 +315,10 @@ def show_clips(clips, titles=None, columns=4, seconds=3.2, width=160):
              f"--wide:{100 * (across * step - 1 / wide):.4f}%;"
              f"--left:{-100 * across * step:.4f}%;"
              f"--top:{-100 * rows * (1 + 1 / tall):.4f}%")
-    return _Reel(
+    return HTML(
         f'<div class="vq-clips" style="{style}">{_STYLE}'
         f'<label><input type="checkbox"> Pause, and show all frames</label>'
-        f'<div>{"".join(figures)}</div></div>', titles)
+        f'<div>{"".join(figures)}</div></div>')
 
 # %% ../nbs/15_video.ipynb #da75dad3
 #| code-fold: true
@@ -341,14 +335,13 @@ def _as_bytes(images):
     images = np.rint(255 * images).astype("uint8") if floats else images
     return images.reshape(-1, 28, 28)
 
-# %% ../nbs/15_video.ipynb #93607dda
+# %% ../nbs/15_video.ipynb #2feedd76
 #| code-fold: true
 def _bounce(place, room):
     """Reflects places on a line into [0, room]."""
     return room - np.abs(place % (2 * room) - room)
 
-# %% ../nbs/15_video.ipynb #354b8525
-#| code-fold: true
+
 def make_moving_digits(images, count, frames=16, size=32, digits=2, seed=0):
     """Makes clips of digits that drift, each at its own speed, and bounce off the borders.
 
@@ -374,8 +367,9 @@ def make_moving_digits(images, count, frames=16, size=32, digits=2, seed=0):
     Reference:
         Srivastava et al. (2015), arXiv:1502.04681; theirs have 20 frames of 64 × 64 pixels.
     """
-    _check_sizes(count=(count, 1), frames=(frames, 1), size=(size, 32), digits=(digits, 1),
-                 seed=(seed, 0))
+    count, frames = check_count(count, "count"), check_count(frames, "frames")
+    size, digits = check_count(size, "size", 32), check_count(digits, "digits")
+    seed = check_count(seed, "seed", 0)
     images, side = _as_bytes(images), 28 if size >= 64 else 14
     room, when = size - side, np.arange(frames)[:, None]
     clips = np.zeros((count, frames, size, size), "uint8")
