@@ -14,7 +14,7 @@ help:
 	@echo 'make serve        build the book and serve it on a free port of this machine'
 	@echo 'make check        a first look, within a minute: lint, outputs older than their code, style, and the fastest tests'
 	@echo 'make test         run every cell of every notebook (small budget), and the tests'
-	@echo 'make test-all     the same, and look at every page of the site at three widths in both themes'
+	@echo 'make test-all     the same with what is slow, and look at every page of the site at three widths in both themes'
 	@echo 'make test-colab   run the wheel, every chapter and the library tests with the versions of Google Colab'
 	@echo 'make test-oldest  the same with the oldest versions that settings.ini allows, on the oldest Python there is'
 	@echo 'make test-newest  the same with the newest versions'
@@ -50,7 +50,7 @@ test test-all: .venv/installed
 	@status=0; \
 	$(PY) -c 'from nbdev.test import nbdev_test; nbdev_test(do_print=True)' || status=1; \
 	$(PY) book/build.py || status=1; \
-	$(PY) -m pytest $(SPREAD) $(if $(filter test-all,$@),--all-views) $(PYTEST) || status=1; \
+	$(PY) -m pytest $(SPREAD) $(if $(filter test-all,$@),--all) $(PYTEST) || status=1; \
 	exit $$status
 
 test-colab test-oldest test-newest: wheel

@@ -211,6 +211,22 @@ def ablation():
     return {"published": f"{mean(first):.1f}", "ours": f"{mean(last):.1f}"}
 
 
+def accelerator(rows):
+    """What was checked and timed on each machine, which is named first, and what was not."""
+    text, names = "", {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+    for machine, backend in dict.fromkeys((row["machine"], row["backend"]) for row in rows):
+        found = [row for row in rows if (row["machine"], row["backend"]) == (machine, backend)]
+        versions = ", ".join(dict.fromkeys(part for row in found for part in row["versions"].split("; ")))
+        where = "**On a processor, and no accelerator**" if machine.startswith("processor") else "**On an accelerator**"
+        text += f"{where}: {machine.removeprefix('processor: ')}; {names[backend]} ({versions}).\n\n"
+        text += table(["what", "found", "unit", "note"], [[row[name] for name in ("what", "value", "unit", "note")] for row in found
+                                                          if not row["what"].startswith("step ")])
+        rest = [f"{row['what'].removeprefix('step ')} ({row['note']})" for row in found
+                if row["what"].startswith("step ") and row["note"] != "done"]
+        text += f"Not measured to its end there: {', '.join(rest)}.\n\n" if rest else ""
+    return text
+
+
 # Of each table: the title of its section, what writes it, and whether the book must have it.
 SECTIONS = {
     "time_to_quality": ("Time to quality", time_to_quality, False),
@@ -218,6 +234,7 @@ SECTIONS = {
     "prior": ("The prior", prior, False),
     "sampling": ("Sampling", sampling, True),
     "limit": ("Distance to the limit", limit, True),
+    "accelerator": ("Another machine", accelerator, False),
 }
 
 

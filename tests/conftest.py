@@ -20,7 +20,13 @@ PARTS = {"test_site": 4, "test_contract_quantizers": 4}
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all-views", action="store_true", help="look at every page at three widths, in both themes")
+    parser.addoption("--all", action="store_true", help="look at every page at three widths in both themes, and run what is slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--all"):
+            item.add_marker(pytest.mark.skip(reason="slow: by `make test-all`"))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -151,7 +151,7 @@ def test_rates_stay_below_the_limit():
 
 
 SOURCE = "# How it compares\n\nWords.\n" + "".join(f"\n## {title}\n\nWords about it.\n" for title in (
-    "Time to quality", "The quantizer layer", "The prior", "Sampling", "Distance to the limit"))
+    "Time to quality", "The quantizer layer", "The prior", "Sampling", "Distance to the limit", "Another machine"))
 
 
 @pytest.fixture
@@ -190,6 +190,22 @@ def test_an_error_stands_beside_its_rate(page):
         assert line.endswith(f"| {float(study[model]['position_bits']):.0f} (of 1 seed) |")
     rows = measure.read(page.RESULTS / "time_to_quality.csv")
     assert all(row["mse"] == study["example"]["mse"] for row in rows if row["model"] == "example" and row["place_bits"])
+
+
+def test_another_machine_is_named_with_what_it_did_not_finish(page):
+    path = page.RESULTS / "accelerator.csv"
+    path.unlink(missing_ok=True)
+    assert "Another machine" not in page.page(SOURCE)
+    row = {"machine": "processor: a slow one", "backend": "jax", "versions": "Python 3; keras 3", "what": "training", "value": 12.345,
+           "unit": "s", "note": "after 2 of 30 epochs"}
+    rows = [row, row | {"what": "step training", "note": "stopped: its time was up"}, row | {"what": "step codes", "note": "done"},
+            row | {"machine": "2 × a fast one", "backend": "torch", "what": "codes"}]
+    measure.write(path, rows, ("machine", "backend", "what"))
+    text = page.page(SOURCE).partition("## Another machine")[2]
+    assert "**On a processor, and no accelerator**: a slow one; JAX (Python 3, keras 3).\n" in text
+    assert "| training | 12.35 | s | after 2 of 30 epochs |\n\nNot measured to its end there: training (stopped: its time was up)." in text
+    assert text.index("Not measured") < text.index("**On an accelerator**: 2 × a fast one; PyTorch") and text.count("Not measured") == 1
+    assert "`.venv/bin/python benchmarks/accelerator.py`.\n" in text and "step" not in text
 
 
 def test_layers_are_compared_within_a_framework(page):

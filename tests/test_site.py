@@ -1,7 +1,7 @@
 """The built site, as files and in a browser: it is whole, asks nothing of third parties, and works without a kernel.
 
 The browser loads each page twice: in the light theme from a server, under the path that the site has on its host, and in the dark
-theme as a file. It looks at the first as on a desk and at the second as on a phone, with `--all-views` (`make test-all`) at three
+theme as a file. It looks at the first as on a desk and at the second as on a phone, with `--all` (`make test-all`) at three
 widths each, and the tests judge what was seen.
 """
 import html
@@ -141,7 +141,7 @@ def visits(browser, address, site, request):
         axe = request.getfixturevalue("axe")
     except pytest.skip.Exception:
         axe = None  # the test that wants it says so
-    return Visits(browser, address, site, axe, request.config.getoption("--all-views"))
+    return Visits(browser, address, site, axe, request.config.getoption("--all"))
 
 
 @cache
