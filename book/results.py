@@ -130,10 +130,10 @@ FIGURES = {
         "emoji, samples that are near copies": r"^samples +(\S+) are near copies",
     },
     "15_video": {
-        **{f"{what}, test MSE by codes of {kind}": rf"^{name} +by codes of {kind} *: test MSE (\S+)$"
+        **{f"{what}, test MSE by codes of {kind}": rf"^{name} +by codes of {kind} .*: test MSE (\S+),"
            for name, what in (("maze", "maze"), ("digits", "moving digits")) for kind in ("clips", "frames")},
         "bits per test clip": r"^(\d+) bits per test clip",
-        "actions obeyed, by dice": r"^(\S+) of [\d,]+ actions by dice are obeyed",
+        "random actions that are obeyed": r"^(\S+) of [\d,]+ random actions are obeyed",
         "actions that the judge reads right in real clips": r"^read right: (\S+) of real pairs",
     },
     "91_scoring": {
