@@ -17,6 +17,7 @@
     }
   };
   window.addEventListener("load", () => reach());
+  document.addEventListener("load", () => reach(), true); // a picture, whose widget may be wider than a phone now
   window.addEventListener("resize", () => reach());
 
   const text = (element) => (element ? element.textContent.trim() : "");
