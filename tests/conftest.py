@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -46,13 +47,13 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def site():
-    """The folder of the built site; it is built first where it is not up to date, by one process only."""
+    """The folder of the built site; it is built first where it is not up to date, once, and apart: it may want a browser of its own."""
     import build
     from filelock import FileLock
 
     name = hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]
     with FileLock(Path(tempfile.gettempdir()) / f"vqvae-tutorial-{name}.lock"):
-        build.build()
+        subprocess.run([sys.executable, ROOT / "book" / "build.py"], check=True)
     return build.SITE
 
 
