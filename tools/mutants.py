@@ -29,7 +29,8 @@ CONTRACT = "tests/contract/test_contract_{}.py"
 TESTS = {
     "quantization": ["tests/test_quantization.py", CONTRACT.format("quantizers")],
     "checks": ["tests/test_checks.py", CONTRACT.format("vqvae"), CONTRACT.format("priors")],
-    "quantizers": [CONTRACT.format("quantizers"), "tests/test_quantizers.py", "tests/test_parity.py", CONTRACT.format("vqvae")],
+    "quantizers": [CONTRACT.format("quantizers"), "tests/test_quantizers.py", "tests/test_parity.py", CONTRACT.format("vqvae"),
+                   "tests/test_scaling.py"],
     "rate": [CONTRACT.format("quantizers"), "tests/test_rate.py"],
     "zoo": [CONTRACT.format("quantizers"), "tests/test_parity.py"],
     "model": [CONTRACT.format("vqvae"), "tests/test_model.py", "tests/test_cases.py"],
