@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import numpy as np  # noqa: E402
-from measure import QUALITY, RESULTS, load_digits, made_with, read, says_who, seconds, stoppable, turns, write  # noqa: E402
+from measure import BACKENDS, QUALITY, RESULTS, load_digits, made_with, read, says_who, seconds, stoppable, turns, write  # noqa: E402
 
 STEPS = {"contract": 22, "codes": 18, "ema": 8, "training": 28, "quantizer": 12, "sampling": 12}  # and their shares of the time
 LEAST = 5  # seconds without which no step begins
@@ -42,7 +42,7 @@ TINY = {"contract": "running_means or charged or loss_and_bits_are and position"
 ALWAYS = {"PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 HIDDEN = {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "KERAS_TORCH_DEVICE": "cpu"}  # the accelerator
 PRECISE = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "NVIDIA_TF32_OVERRIDE": "0"}
-NAMES, PEER = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}, "vector-quantize-pytorch"
+PEER = "vector-quantize-pytorch"
 
 
 class Report:
@@ -208,7 +208,7 @@ def quantizer(report, size):
     import keras
     import quantizer as layers
 
-    own, there = f"ours, {NAMES[keras.backend.backend()]}", all(map(util.find_spec, ("torch", "vector_quantize_pytorch")))
+    own, there = f"ours, {BACKENDS[keras.backend.backend()]}", all(map(util.find_spec, ("torch", "vector_quantize_pytorch")))
     if there:
         import torch
 

@@ -9,7 +9,7 @@ from statistics import mean, median
 from project import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
-from measure import QUALITY, read, times_to_quality  # noqa: E402
+from measure import BACKENDS, QUALITY, read, times_to_quality  # noqa: E402
 from results import table
 
 from vqvae_tutorial.plotting import DPI, INK, PALETTE, WIDTH, add_legend, book_style, new_figure
@@ -213,12 +213,12 @@ def ablation():
 
 def accelerator(rows):
     """What was checked and timed on each machine, which is named first, and what was not."""
-    text, names = "", {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+    text = ""
     for machine, backend in dict.fromkeys((row["machine"], row["backend"]) for row in rows):
         found = [row for row in rows if (row["machine"], row["backend"]) == (machine, backend)]
         versions = ", ".join(dict.fromkeys(part for row in found for part in row["versions"].split("; ")))
         where = "**On a processor, and no accelerator**" if machine.startswith("processor") else "**On an accelerator**"
-        text += f"{where}: {machine.removeprefix('processor: ')}; {names[backend]} ({versions}).\n\n"
+        text += f"{where}: {machine.removeprefix('processor: ')}; {BACKENDS[backend]} ({versions}).\n\n"
         text += table(["what", "found", "unit", "note"], [[row[name] for name in ("what", "value", "unit", "note")] for row in found
                                                           if not row["what"].startswith("step ")])
         rest = [f"{row['what'].removeprefix('step ')} ({row['note']})" for row in found

@@ -30,19 +30,23 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="slow: by `make test-all`"))
 
 
+def part_of(nodeid):
+    """Which tests stay together: those of a file, so that its fixtures are made once, or of a part of the longest files; all of a page."""
+    file, _, test = nodeid.partition("::")
+    what = re.sub(r".*\[|(-light|-dark|-server|-file)?\]$", "", test)
+    return f"{file} {zlib.crc32(what.encode()) % PARTS.get(Path(file).stem, 1)}"
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With `--dist loadfile` a file's tests stay together, so that its fixtures are made once; the longest files go out in parts."""
+    """Gives `--dist loadfile` the parts. (The marks of `loadgroup` are lost under pytest 9.2.)"""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByFile(LoadScopeScheduling):
+    class ByPart(LoadScopeScheduling):
         def _split_scope(self, nodeid):
-            file, _, test = nodeid.partition("::")
-            of = PARTS.get(Path(file).stem, 1)
-            what = re.sub(r".*\[|(-light|-dark|-server|-file)?\]$", "", test)  # of the site, all of a page
-            return f"{file} {zlib.crc32(what.encode()) % of}"
+            return part_of(nodeid)
 
-    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
+    return ByPart(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -321,6 +322,24 @@ def test_a_package_with_another_hash_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="other@1.0.0 has the hash sha512-.* expects sha512-"):
         vendor.fetch([sys.executable, "-c", pack], pin, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_long_files_go_out_in_parts_and_a_page_stays_whole(request):
+    """As `pytest -n` hands them out: a page is loaded once, and no file but those named is divided."""
+    from conftest import PARTS, part_of
+
+    ids = [item.nodeid for item in request.session.items]
+    ids += [f"tests/test_site.py::test_{what}[{page}{view}]" for page in ("nbs/01_vector_quantization", "genindex", "nbs/13_speech")
+            for what, view in (("page_is_whole", "-light"), ("page_is_whole", "-dark"), ("widgets_move", "-file"), ("page_is_light", ""))]
+    parts = {}
+    for each in ids:
+        file, _, test = each.partition("::")
+        parts.setdefault(file, {}).setdefault(part_of(each), set()).add(test)
+    assert all(len(found) == 1 for file, found in parts.items() if Path(file).stem not in PARTS)
+    site = parts["tests/test_site.py"].values()
+    assert len(site) > 1
+    for page in ("nbs/01_vector_quantization", "genindex", "nbs/13_speech"):
+        assert sum(any(f"[{page}" in test for test in part) for part in site) == 1
 
 
 def test_one_browser_serves_all_tests():

@@ -58,6 +58,9 @@ OTHER = """([box, before]) => {
 }"""
 
 
+STYLES = """["--pst-font-size-base", "--book-accent"].map((name) => getComputedStyle(document.documentElement).getPropertyValue(name))"""
+
+
 class Visits:
     """Pages that were loaded and have come to rest, with all that they asked for and complained of."""
 
@@ -122,12 +125,13 @@ class Visits:
                                    if rule["impact"] in ("serious", "critical") for node in rule["nodes"]]
             own = [request.url.removeprefix(f"{self.address}/") for request in page.requests if request.url.startswith(self.address)]
             own = [name for name in own if not re.match("_static/|searchindex.js", name)]  # which all pages share
-            size = page.locator("h1:visible").evaluate("(h) => parseFloat(getComputedStyle(h).fontSize)")
+            paths = {name: self.site / unquote(urlsplit(name).path) for name in own}
             return SimpleNamespace(
-                title=size, buttons=page.locator("div.highlight button.copybtn").count(), copied=self.copy(page) if own else [],
+                styles=page.evaluate(STYLES),
+                buttons=page.locator("div.highlight button.copybtn").count(), copied=self.copy(page) if own else [],
                 looks=looks, violations=violations, failures=page.failures, errors=page.errors, complaints=page.complaints,
                 requests=[request.url for request in page.requests],
-                weight={name: (self.site / unquote(urlsplit(name).path)).stat().st_size for name in own},
+                weight={name: path.stat().st_size for name, path in paths.items() if path.exists()},
                 formulas=page.locator(".math").count(), typeset=page.locator(".math mjx-container").count(),
                 misread=page.locator("mjx-merror").count(),
             )
@@ -314,7 +318,7 @@ def test_page_is_whole(visits, address, page, scheme):
     assert seen.errors == []
     if scheme == "light":  # a browser keeps files from asking for fonts, and says so
         assert (seen.failures, seen.complaints) == ([], [])
-    assert seen.title > (32 if min(seen.looks) > 400 else 26), "has its style sheet"
+    assert all(seen.styles), "has the style sheets of the theme and the book"
     for width, look in seen.looks.items():
         assert look.theme == scheme
         assert look.width <= width, f"scrolls sideways at {width}"

@@ -173,8 +173,8 @@ def make_maze_clips(count, frames=16, size=32, actions=None, seed=0):
     """Films walks through coloured mazes, as seen by the walker.
 
     Each clip has a maze of its own, 9 × 9 tiles, whose nine regions have nine colours. A step
-    is 0.4 tiles long; a turn, 22.5°. Clip i depends on `seed` and i alone: more frames go on with
-    the same clip.
+    is 0.4 tiles long; a turn, 22.5°. Clip i depends on `seed` and i alone: more frames go on
+    with the same clip.
 
     Args:
         count: Number of clips.
@@ -296,8 +296,8 @@ def show_clips(clips, titles=None, columns=4, seconds=3.2, width=160):
     count, frames, tall, wide = clips.shape[:4]
     titles = [str(title) for title in (range(1, count + 1) if titles is None else titles)]
     if len(titles) != count:
-        raise _refusal("titles", f"a text for each of the {count} clips", f"{len(titles)} titles",
-                       "Empty texts are fine.")
+        raise _refusal("titles", f"a text for each of the {count} clips",
+                       f"{len(titles)} titles", "Empty texts are fine.")
     if seconds < 0.02 * frames:
         raise _refusal("seconds", f"at least {0.02 * frames:g}, 0.02 a frame", seconds,
                        "Nobody sees what is faster.")
