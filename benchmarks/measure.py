@@ -119,6 +119,16 @@ def load_all_speech():
     return speech
 
 
+def load_people():
+    """All 3,000 recordings of spoken digits; ends where there is only the sample."""
+    from vqvae_tutorial.spoken import load_spoken_digits
+
+    people = load_spoken_digits()
+    _complete(len(people.sounds), 3000, "spoken digits", "`git clone https://github.com/Jakobovski/free-spoken-digit-dataset`, and set "
+              "VQVAE_TUTORIAL_SPOKEN_DIGITS to its path")
+    return people
+
+
 def load_all_clothes():
     """Fashion-MNIST with all 70,000 pictures; ends where there is only the sample."""
     from vqvae_tutorial.pictures import load_fashion_mnist

@@ -25,7 +25,7 @@ from project import ROOT, chapters, split_directives
 from results import FIGURES, printed
 
 sys.path += [str(ROOT), str(ROOT / "benchmarks")]
-from measure import load_all_clothes, load_all_speech, load_digits  # noqa: E402
+from measure import load_all_clothes, load_all_speech, load_digits, load_people  # noqa: E402
 
 RUNS = ROOT / "nbs" / "runs"
 STATE = RUNS / "reproduce.json"
@@ -276,7 +276,8 @@ def main():
             print(f"{path.name}: its outputs are older than its code; run `make reproduce`")
         return 1 if old else 0
     load_digits()
-    for call, load in {"load_speech()": load_all_speech, "load_fashion_mnist()": load_all_clothes}.items():
+    loaders = {"load_speech()": load_all_speech, "load_fashion_mnist()": load_all_clothes, "load_spoken_digits()": load_people}
+    for call, load in loaders.items():
         if any(call in path.read_text(encoding="utf-8") for path in notebooks):
             load()
     try:

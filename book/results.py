@@ -136,6 +136,16 @@ FIGURES = {
         "random actions that are obeyed": r"^(\S+) of [\d,]+ random actions are obeyed",
         "actions that the judge reads right in real clips": r"^read right: (\S+) of real pairs",
     },
+    "16_spoken_digits": {
+        **{f"{name}, {what}": rf"^{name} +{column}" for name in ("1 level", "3 levels", "6 levels")
+           for what, column in {"extended STOI": r"\d+ +\S+ +(\S+) ", "digits read right": r"\d+ +\S+ +\S+ +(\S+)$"}.items()},
+        **{f"conversion at depth {depth}, {what}": rf"^depth {depth}: \S+ dB, {column}" for depth in (1, 2, 6)
+           for what, column in {"share of the way to the target": r"(\S+) of the way", "frames kept": r".*; (\S+) of frames"}.items()},
+        **{f"prior {seed}, bits per test digit given digit and person": rf"^prior {seed}: (\d+) bits" for seed in range(3)},
+        **{f"prior {seed}, dreamt digits read as asked": rf"^dreamt digits, prior {seed}: read as asked (\S+)$" for seed in range(3)},
+        **{f"temperature {t}, the most similar recording is one learned from (by chance 90 %)":
+           rf"^temperature {t}: the most similar recording is one it learned from (\S+)$" for t in ("1.0", "0.6")},
+    },
     "91_scoring": {
         "the judge's test accuracy": r"^the judge that ships: test accuracy (\S+)$",
         "Fréchet distance of two halves of the test digits": r"^other real digits +(\d\S+)$",

@@ -13,6 +13,8 @@ import pytest
 from project import ROOT, cells, chapters, settings
 from results import figure
 
+import vqvae_tutorial
+
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))  # drafts too: the bibliography may run ahead of the contents
 PAGES = {path: f"nbs/{path.stem}.html" for path in chapters()}
 
@@ -430,3 +432,14 @@ def test_what_is_known_of_a_run_is_shown(tmp_path):
     content["metadata"]["vqvae_tutorial"] = {"versions": {"python": "3.12.1", "keras": "3.9.0"}, "minutes": 7, "cores": 2}
     path.write_text(json.dumps(content))
     assert run(path) == ("python 3.12.1, keras 3.9.0", "7 min on 2 cores")
+
+
+def test_the_file_for_assistants_leads_somewhere_and_names_everything(site):
+    """`llms.txt`: every link is a page of the site, every chapter says what it is about, every public name is there."""
+    text = (site / "llms.txt").read_text(encoding="utf-8")
+    home = settings()["doc_host"] + settings()["doc_baseurl"]
+    links = re.findall(re.escape(home) + r"([^)\s]+\.html)", text)
+    assert len(links) >= len(chapters()) + 20 and all((site / link).exists() for link in links)
+    said = dict(re.findall(r"^- \[([^]]+)\]\([^)]+\): (.+)$", text, re.M))
+    assert len(said) == len(chapters()) and all(len(line) > 40 for line in said.values()), said
+    assert not {name for name in vqvae_tutorial.__all__ if f".{name}`: " not in text}

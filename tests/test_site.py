@@ -366,6 +366,28 @@ def test_sounds_play_and_say_what_they_are(visits, site):
         view.close()
 
 
+def test_dial_of_depth_turns_by_key_and_goes_on_where_it_was(visits, site):
+    view = visits.open((site / "nbs/16_spoken_digits.html").as_uri())
+    try:
+        dial, players = view.locator(".vq-depths input"), view.locator(".vq-depths audio")
+        shown = lambda: [number for number, player in enumerate(players.all(), start=1) if player.is_visible()]
+        assert players.count() == 7 and shown() == [int(dial.input_value())]
+        players.nth(shown()[0] - 1).evaluate("""async (player) => {
+            player.preload = "auto"; player.load();
+            await new Promise((done) => { player.onloadedmetadata = done; });
+            player.currentTime = 0.5;
+        }""")
+        dial.focus()
+        before = shown()[0]
+        view.keyboard.press("ArrowRight")
+        assert shown() == [before + 1] and "bits per second" in dial.get_attribute("aria-valuetext")
+        assert players.nth(before).evaluate("(player) => player.currentTime") == pytest.approx(0.5, abs=0.05)
+        view.keyboard.press("Home")
+        assert shown() == [1] and dial.get_attribute("aria-valuetext").startswith("1 level,")
+    finally:
+        view.close()
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_page_is_light(visits, page, record_property):
     weight = visits.see(page, "light").weight

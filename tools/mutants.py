@@ -47,6 +47,7 @@ TESTS = {
     "audio": ["tests/test_audio.py"],
     "pictures": ["tests/test_pictures.py"],
     "video": ["tests/test_video.py"],
+    "spoken": ["tests/test_spoken.py"],
     "export": ["tests/test_export.py", "tests/test_playground.py"],
     "playground": ["tests/test_playground.py"],
     "nbs/03_training.ipynb": ["tests/test_project.py", "-k", "fresh"],
@@ -330,6 +331,16 @@ MUTANTS = [
     ("video", "frames lie wrong on the sheet", "sheet = clear.reshape(rows, columns, tall, wide, 4).transpose(0, 2, 1, 3, 4)",
      "sheet = clear.reshape(rows, columns, tall, wide, 4).transpose(1, 2, 0, 3, 4)"),
     ("video", "titles are not escaped", "name = html.escape(title, quote=True)", "name = title"),
+    ("spoken", "half of the recordings are for testing", "np.array(takes, int) < 5", "np.array(takes, int) < 25"),
+    ("spoken", "speakers in another order", "speaker_names = sorted(set(names))", "speaker_names = sorted(set(names))[::-1]"),
+    ("spoken", "a cut recording is a shorter one", "or len(data) != 2 * count", ""),
+    ("spoken", "any rate is taken", "if form != (1, 2, RATE) or", "if form[:2] != (1, 2) or"),
+    ("spoken", "equally high, not equally loud", "np.sqrt(np.square(sound, dtype=\"float64\").mean())", "np.abs(sound).max()"),
+    ("spoken", "the end is at one level", ".reshape(*codes.shape[:2], -1).any(axis=-1)", ".reshape(*codes.shape[:2], -1).all(axis=-1)"),
+    ("spoken", "the end is said, too", "line[:stop.argmax() if stop.any()", "line[:stop.argmax() + 1 if stop.any()"),
+    ("spoken", "lines are filled up with code 0", "[1:]), end, \"int32\")", "[1:]), 0, \"int32\")"),
+    ("spoken", "all depths are shown at once", "{'' if number == start else ' hidden'}", "{''}"),
+    ("spoken", "a judge hears one moment", "layers.GlobalMaxPooling1D()(x) if whole else x", "x[:, 0] if whole else x"),
 ]
 
 

@@ -2,13 +2,15 @@
 
 # %% auto #0
 __all__ = ['INK', 'PALETTE', 'WIDTH', 'DPI', 'use_book_style', 'book_style', 'new_figure', 'show_figure', 'add_legend',
-           'code_colors', 'show_images', 'show_codes', 'show_rows', 'show_curves', 'step_through']
+           'code_colors', 'show_images', 'show_codes', 'show_rows', 'show_curves', 'step_through', 'load_table']
 
 # %% ../nbs/90_plotting.ipynb #e3af703e
 #| code-fold: true
 import base64
 import math
+from importlib.resources import files
 from io import BytesIO
+from pathlib import Path
 
 import ipywidgets as widgets
 import matplotlib
@@ -535,3 +537,23 @@ def _strip(frames, columns=2):
     buffer = BytesIO()
     figure.savefig(buffer, dpi=DPI / 2, **_PNG)
     return buffer.getvalue()
+
+# %% ../nbs/90_plotting.ipynb #193c0b0e
+def load_table(name):
+    """Reads a study's table, which comes with the package.
+
+    Args:
+        name: Of the file, such as `"grid.csv"`.
+
+    Returns:
+        A structured NumPy array, one entry per row, with columns by name.
+
+    Raises:
+        FileNotFoundError: There is no such table.
+    """
+    folder = Path(str(files("vqvae_tutorial"))) / "results"
+    if not (folder / name).is_file():
+        found = ", ".join(sorted(path.name for path in folder.glob("*.csv")))
+        raise FileNotFoundError(f"There is no table {name}. Give one of {found}.")
+    form = {"delimiter": ",", "names": True, "dtype": None, "encoding": "utf-8"}
+    return np.atleast_1d(np.genfromtxt(folder / name, **form))
