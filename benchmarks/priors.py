@@ -33,8 +33,8 @@ from vqvae_tutorial.priors import PositionPrior, Prior  # noqa: E402
 from vqvae_tutorial.scoring import class_accuracy, features, frechet_distance, load_judge  # noqa: E402
 from vqvae_tutorial.transformer import MaskGIT, TransformerPrior  # noqa: E402
 
-FULL = {"maps": 30_000, "epochs": 3, "tested": 2_000, "drawn": 2_000, "sides": {7: 1000, 14: 250, 28: 16, 56: 4}}
-QUICK = {"maps": 256, "epochs": 1, "tested": 128, "drawn": 100, "sides": {4: 8, 6: 4}}
+FULL = {"maps": 30_000, "epochs": 3, "tested": 2_000, "drawn": 2_000, "sides": {7: 1000, 14: 250, 28: 16, 56: 4}, "sizes": {}}
+QUICK = {"maps": 256, "epochs": 1, "tested": 128, "drawn": 100, "sides": {3: 4, 4: 2}, "sizes": {"num_layers": 1}}
 STEPS = (4, 8, 12)
 PEAKS = {"ungated PixelCNN": 2e-3, "PixelCNN": 2e-3, "transformer": 5e-3, "MaskGIT": 5e-3}  # 2e-3 was too slow for the last two
 
@@ -52,14 +52,14 @@ class Ungated(Prior):
 
 
 MAKERS = {
-    "ungated PixelCNN": lambda K, shape, seed: Ungated(K, shape),
-    "PixelCNN": lambda K, shape, seed: PixelCNN(K, shape, num_classes=10, seed=seed),
-    "transformer": lambda K, shape, seed: TransformerPrior(K, shape, num_classes=10, seed=seed),
-    "MaskGIT": lambda K, shape, seed: MaskGIT(K, shape, num_classes=10, seed=seed),
+    "ungated PixelCNN": lambda K, shape, seed, **sizes: Ungated(K, shape),
+    "PixelCNN": lambda K, shape, seed, **sizes: PixelCNN(K, shape, num_classes=10, seed=seed, **sizes),
+    "transformer": lambda K, shape, seed, **sizes: TransformerPrior(K, shape, num_classes=10, seed=seed, **sizes),
+    "MaskGIT": lambda K, shape, seed, **sizes: MaskGIT(K, shape, num_classes=10, seed=seed, **sizes),
 }
 
 
-def trained(name, seed, codes, labels, folder, epochs):
+def trained(name, seed, codes, labels, folder, budget):
     """Trains one network, or takes up where that was stopped. The table of counts is adapted."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
@@ -67,9 +67,9 @@ def trained(name, seed, codes, labels, folder, epochs):
         prior = PositionPrior(128, codes.shape[1:], num_classes=10)
         prior.adapt(codes, labels)
         return prior
-    prior = MAKERS[name](128, codes.shape[1:], seed)
+    prior = MAKERS[name](128, codes.shape[1:], seed, **budget["sizes"])
     run = folder / f"{name.replace(' ', '_').lower()}{seed}"
-    train_prior(prior, codes, labels if prior.num_classes else None, run, epochs=epochs, peak=PEAKS[name])
+    train_prior(prior, codes, labels if prior.num_classes else None, run, epochs=budget["epochs"], peak=PEAKS[name])
     return prior
 
 
@@ -92,20 +92,20 @@ def cache_bytes(prior):
     return sum(int(np.prod(part.shape)) * 4 for part in keras.tree.flatten(prior.start(1, label)))
 
 
-def ways(side):
+def ways(side, sizes):
     """For one grid: the networks, untrained, and how each draws. On the smallest grid also the slow ways, to be compared with."""
-    priors = {name: MAKERS[name](128, (side, side), 0) for name in ("PixelCNN", "transformer", "MaskGIT")}
+    priors = {name: MAKERS[name](128, (side, side), 0, **sizes) for name in ("PixelCNN", "transformer", "MaskGIT")}
     if side <= 7:
         priors |= {f"{name} whole": priors[name] for name in ("PixelCNN", "transformer")}
         priors["MaskGIT one by one"] = priors["MaskGIT"].with_steps(side**2)
     return priors, {name: partial(naive, prior) if name.endswith("whole") else prior.sample_with_noise for name, prior in priors.items()}
 
 
-def grow(sides, repeats, out):
+def grow(budget, repeats, out):
     """Seconds and bytes per map for square grids of codes, of untrained networks; the samplers take turns."""
     table = Table(out, ["prior", "side", "steps", "maps", "seconds", "cache_bytes"], 2, {})
-    for side, maps in sides.items():
-        priors, draws = ways(side)
+    for side, maps in budget["sides"].items():
+        priors, draws = ways(side, budget["sizes"])
         if all((name, side) in table for name in priors):
             continue
         noise = np.random.default_rng(0).gumbel(size=(maps, side, side, 128)).astype("float32")
@@ -123,13 +123,14 @@ def main(arguments=None):
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--grids", action="store_true", help="measure only how time grows with the grid")
     parser.add_argument("--out", type=Path, help="the table (default: the one that ships, or priors_quick.csv with --quick)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "nbs" / "runs" / "priors", help="where trainings are kept")
+    parser.add_argument("--runs", type=Path, help="where trainings are kept (default: nbs/runs/priors, or priors_quick with --quick)")
     options = parser.parse_args(arguments)
     budget = QUICK if options.quick else FULL
     out = options.out or (Path("priors_quick.csv") if options.quick else RESULTS / "priors.csv")
+    runs = options.runs or ROOT / "nbs" / "runs" / ("priors_quick" if options.quick else "priors")
     if not options.grids:
-        compare(budget, options.seeds, options.runs, out)
-    grow(budget["sides"], 1 if options.quick else 3, out.with_name(f"{out.stem}_grids.csv"))
+        compare(budget, options.seeds, runs, out)
+    grow(budget, 1 if options.quick else 3, out.with_name(f"{out.stem}_grids.csv"))
     return 0
 
 
@@ -151,7 +152,7 @@ def compare(budget, seeds, runs, out):
     judged = model, judge, features(judge, digits.test.images[: budget["drawn"]]), budget["drawn"]
     bar = keras.utils.Progbar(len(missing), unit_name="prior")
     for done, (name, seed) in enumerate(missing, start=1):
-        prior = trained(name, seed, codes, labels, runs, budget["epochs"])
+        prior = trained(name, seed, codes, labels, runs, budget)
         for step in steps.get(name, [49]):
             each = prior.with_steps(step) if name == "MaskGIT" else prior
             table.add({"prior": name, "steps": step, "seed": seed} | scores(each, test, judged, seed) | shared)
