@@ -451,7 +451,8 @@ def test_bad_files_end_in_an_error_that_says_something():
 # Many calls, many threads
 
 
-def test_a_thousand_calls_do_not_grow_memory(model, prior, images):
+def test_hundreds_of_calls_do_not_grow_memory(model, prior, images):
+    """Four pictures that stay behind each call, 12.5 kB, would be seen."""
     memory = pytest.importorskip("psutil", reason="psutil, which ipykernel brings, is not installed").Process().memory_info
 
     def calls(count):
@@ -459,10 +460,10 @@ def test_a_thousand_calls_do_not_grow_memory(model, prior, images):
             model.decode(model.encode(images[number % 8 :][:4]))
             prior.sample(4, seed=number)
 
-    calls(200)
+    calls(50)
     before = memory().rss
-    calls(1000)
-    assert memory().rss - before < 20e6
+    calls(200)
+    assert memory().rss - before < 2.5e6
 
 
 def test_threads_get_right_answers_from_everything_at_once(model, prior, images):
