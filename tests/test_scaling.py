@@ -18,15 +18,17 @@ SCRIPT = """
 import sys, json
 import chapter
 from keras import ops
-from vqvae_tutorial import quantizers
+from vqvae_tutorial import model as models, quantizers
 
 engine, name, cases = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 chapter.K, chapter.D, chapter.BATCH, chapter.DIGITS, chapter.EPOCHS = 16, 2, 32, 128, 2
 build, train, shares = chapter.build, chapter.train, quantizers.code_frequencies
+networks = models.build_networks
+models.build_networks = lambda shape, **sizes: networks(shape, **sizes | {"residual_blocks": 0})  # which take long to trace
 
 
-def train_all(models, name):
-    for case, model in models.items():
+def train_all(made, name):
+    for case, model in made.items():
         counts = lambda codes, K, weights=None: shares(codes, K, weights) * ops.cast(ops.size(codes), "float32")
         quantizers.code_frequencies = counts if case == "counts" else shares
         train(model, f"{name}_{case}")
