@@ -19,6 +19,7 @@ from parts import (
     numbers,
     of,
     parts_of,
+    remembered,
     same,
     several,
     shares,
@@ -563,14 +564,18 @@ def test_inference_moves_nothing(make):
     same(state(quantizer), before)
 
 
+@remembered
+def compiled(make):
+    model = functional(started(make))
+    model.compile(keras.optimizers.SGD(0.1))
+    return model
+
+
 @each
 @pytest.mark.parametrize("number", [np.nan, np.inf, 3e38], ids=str)
 def test_a_number_that_is_none_never_reaches_the_state(make, number):
-    quantizer = started(make)
-    x = vectors(16)
-    x[3, 1] = number
-    model = functional(quantizer)
-    model.compile(keras.optimizers.SGD(0.1))
+    model, x = compiled(make), vectors(16)
+    quantizer, x[3, 1] = model.layers[1], number
     for _ in range(2):
         model.train_on_batch(x)
     assert all(np.isfinite(value).all() for value in state(quantizer).values())
