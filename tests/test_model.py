@@ -33,10 +33,10 @@ def pretrained():
     return model
 
 
-def tiny(shape=(28, 28, 1), quantizer=None, adapt_to=None, eager=True, **options):
+def tiny(shape=(28, 28, 1), quantizer=None, adapt_to=None, eager=True, blocks=1, **options):
     keras.utils.set_random_seed(0)
     quantizer = quantizer or VectorQuantizerEMA(16, revival_threshold=0.25, seed=0)
-    model = VQVAE(*build_networks(shape, 4, filters=8, residual_blocks=1), quantizer, **options)
+    model = VQVAE(*build_networks(shape, 4, filters=8, residual_blocks=blocks), quantizer, **options)
     if adapt_to is not None:
         model.adapt(adapt_to)
     model.compile(keras.optimizers.Adam(3e-3), run_eagerly=eager)  # to trace takes longer than all steps
@@ -232,7 +232,7 @@ def test_adapt_does_not_look_behind_a_mask(monkeypatch):
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_a_file_brings_back_everything(images, tmp_path, jit_compile):
-    model = tiny(adapt_to=images, value_range=(0, 1))
+    model = tiny(adapt_to=images, value_range=(0, 1), blocks=0)  # quicker to compile, three times each
     model.compile("adam", jit_compile=jit_compile)
     model.fit(images, verbose=0, epochs=2)
     model.save(tmp_path / "model.keras")
