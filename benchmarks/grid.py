@@ -21,11 +21,12 @@ from measure import load_digits, stoppable  # noqa: E402
 from peers import build_even_model  # noqa: E402
 
 from vqvae_tutorial.callbacks import StopRevival  # noqa: E402
+from vqvae_tutorial.model import build_networks  # noqa: E402
 from vqvae_tutorial.quantization import code_frequencies, perplexity, usage  # noqa: E402
 
 RESULTS = ROOT / "vqvae_tutorial" / "results"
 FULL = {"numbers": (8, 16, 32, 64, 128, 256, 512, 1024), "sizes": (2, 4, 16, 64), "digits": 8_000, "epochs": 4, "test": 5_000}
-QUICK = {"numbers": (8, 16), "sizes": (2, 16), "digits": 256, "epochs": 1, "test": 256}
+QUICK = {"numbers": (8, 16), "sizes": (2, 16), "digits": 256, "epochs": 1, "test": 256, "networks": {"filters": 8, "residual_blocks": 0}}
 SHOWN = 16  # the size D whose digits are kept
 FIRST = (3, 2, 1, 18, 4, 8, 11, 0, 61, 7)  # the first 0, the first 1, … of MNIST's test digits
 
@@ -97,7 +98,8 @@ def train_one(number, size, images, test, budget):
     """
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
-    model = build_even_model(number, size, seed=0)
+    smaller = build_networks((28, 28, 1), size, **budget["networks"]) if "networks" in budget else ()
+    model = build_even_model(number, size, 0, *smaller)
     steps = budget["epochs"] * -(-len(images) // 128)
     rate = keras.optimizers.schedules.CosineDecay(2e-4, max(1, steps - 50), alpha=0.01, warmup_target=2e-3, warmup_steps=50)
     model.compile(keras.optimizers.Adam(rate), jit_compile=False)
