@@ -207,7 +207,7 @@ def test_a_dial_that_cannot_stand_there_is_refused(count, start):
 def test_the_module_needs_no_more_than_the_package_does():
     text = (ROOT / "vqvae_tutorial" / "spoken.py").read_text(encoding="utf-8")
     assert not set(re.findall(r"^(?:import|from) (\w+)", text, re.M)) - {
-        "os", "re", "warnings", "wave", "importlib", "pathlib", "typing", "keras", "numpy", "IPython"}
+        "html", "os", "re", "warnings", "wave", "importlib", "pathlib", "typing", "keras", "numpy", "IPython"}
 
 
 # The studies that the chapter shows
