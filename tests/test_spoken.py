@@ -169,17 +169,17 @@ def test_codes_beyond_the_end_are_refused():
 def test_a_judge_learns_to_tell_two_sounds_apart(whole):
     keras.utils.set_random_seed(0)
     random = np.random.default_rng(0)
-    labels = random.integers(0, 2, 64)
-    frames = random.normal(size=(64, 12, 40)).astype("float32")
+    labels = random.integers(0, 2, 512)
+    frames = random.normal(size=(512, 12, 40)).astype("float32")
     if whole:  # what tells them apart is heard for one moment, anywhere
-        frames[np.arange(64), random.integers(0, 12, 64), 5] += 9.0 * labels
+        frames[np.arange(512), random.integers(0, 12, 512), 5] += 9.0 * labels
     else:
         frames[..., 5] += 3.0 * labels[:, None]
     judge = build_sound_judge(2, whole)
     targets = labels if whole else np.repeat(labels[:, None], 12, axis=1)
-    judge.fit(frames, targets, epochs=20, verbose=0)
-    assert judge.evaluate(frames, targets, verbose=0, return_dict=True)["accuracy"] > 0.95
-    assert judge(frames[:, :7]).shape == ((64, 2) if whole else (64, 7, 2)), "sounds of any length"
+    judge.fit(frames[:256], targets[:256], epochs=20, verbose=0)
+    assert judge.evaluate(frames[256:], targets[256:], verbose=0, return_dict=True)["accuracy"] > 0.9
+    assert judge(frames[:64, :7]).shape == ((64, 2) if whole else (64, 7, 2)), "sounds of any length"
 
 
 def test_a_judge_of_nothing_is_refused():
