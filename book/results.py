@@ -144,7 +144,7 @@ FIGURES = {
         **{f"prior {seed}, bits per test digit given digit and person": rf"^prior {seed}: (\d+) bits" for seed in range(3)},
         **{f"prior {seed}, dreamt digits read as asked": rf"^dreamt digits, prior {seed}: read as asked (\S+)$" for seed in range(3)},
         **{f"temperature {t}, the most similar recording is one learned from (by chance 90 %)":
-           rf"^temperature {t}: the most similar recording is one it learned from (\S+)$" for t in ("1.0", "0.6")},
+           rf"^temperature {t}: the most similar recording is one it learned from (\S+)," for t in ("1.0", "0.6")},
     },
     "91_scoring": {
         "the judge's test accuracy": r"^the judge that ships: test accuracy (\S+)$",

@@ -34,26 +34,12 @@ def train_all(made, name):
         train(model, f"{name}_{case}")
 
 
-if engine == "worker":  # one case after the other, by one strategy: a process can make no second one
-    import tensorflow as tf
-
-    class Once(tf.distribute.MultiWorkerMirroredStrategy):
-        made = None
-
-        def __new__(cls):
-            cls.made = cls.made or super().__new__(cls)
-            return cls.made
-
-        def __init__(self):
-            if not hasattr(self, "_extended"):
-                super().__init__()
-
-    tf.distribute.MultiWorkerMirroredStrategy = Once
-    for case, options in cases.items():
-        chapter.worker(f"{name}_{case}", **options)
-else:  # all at once: build in the engine's scope, train outside of it
+if len(cases) > 1:  # all in one process: build in the engine's scope, train outside of it
     chapter.build, chapter.train = lambda: {case: build(**options) for case, options in cases.items()}, train_all
     getattr(chapter, engine)(name)
+else:
+    [options] = cases.values()
+    getattr(chapter, engine)(name, **options)
 """
 
 
@@ -93,8 +79,8 @@ def tensorflow(chapter, runs):
     """One device, two in a process, and two processes for two of the cases."""
     space = {}
     exec(chapter, space)
-    cases = {case: CASES[case] for case in ("revived", "gradient")}
-    workers = [("worker", "worker", cases, {"TF_CONFIG": config}) for config in space["cluster"](2)]
+    workers = [("worker", f"worker_{case}", {case: CASES[case]}, {"TF_CONFIG": config})
+               for case in ("revived", "gradient") for config in space["cluster"](2)]
     return runs(("single", "single", CASES, {}), ("mirrored", "mirrored", CASES, {}), *workers)
 
 
