@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from vqvae_tutorial.composite import ResidualQuantizer
 from vqvae_tutorial.quantizers import VectorQuantizer, VectorQuantizerEMA
 from vqvae_tutorial.zoo import FSQ, BinaryQuantizer, CosineQuantizer, SimVQ
 
@@ -226,11 +227,18 @@ def test_the_rotation_trick_equals_the_paper(make, batches, codebook):
 
 
 @pytest.fixture
-def theirs(codebook):
-    """Their layer at the same codebook, with our settings: no rotation trick, which theirs has by default; no Laplace smoothing."""
+def package():
+    if keras.backend.backend() == "tensorflow":
+        pytest.skip("TensorFlow and PyTorch in one process may crash it; `make test-backends` runs this on JAX and PyTorch")
     reason = "vector-quantize-pytorch and PyTorch are not installed; `make test-backends` installs them"
-    torch = pytest.importorskip("torch", reason=reason)
-    package = pytest.importorskip("vector_quantize_pytorch", reason=reason)
+    pytest.importorskip("torch", reason=reason)
+    return pytest.importorskip("vector_quantize_pytorch", reason=reason)
+
+
+@pytest.fixture
+def theirs(package, codebook):
+    """Their layer at the same codebook, with our settings: no rotation trick, which theirs has by default; no Laplace smoothing."""
+    import torch
 
     def make(eps=0.0):
         layer = package.VectorQuantize(D, K, decay=DECAY, eps=eps, commitment_weight=0.25, rotation_trick=False)
@@ -291,3 +299,162 @@ def test_the_encoder_gets_the_same_gradient(theirs, batches, codebook):
     ((output[0] * torch.from_numpy(slope)).sum(dim=-1).mean() + loss).backward()
     np.testing.assert_allclose(values(encoder.kernel), start - kernel.grad.numpy(), rtol=1e-4, atol=1e-5)
     assert not np.allclose(values(encoder.kernel), start, atol=1e-2)
+
+
+def their_step(layer, x, sent):
+    """Codes, output, own loss, and what a step takes off an identity before the layer: as `gradient_of_encoder` for ours."""
+    import torch
+
+    kernel = torch.eye(x.shape[-1], requires_grad=True)
+    output, codes, loss = layer((torch.from_numpy(x) @ kernel)[None])
+    ((output[0] * torch.from_numpy(sent)).sum(dim=-1).mean() + loss.sum()).backward()
+    return codes[0].numpy(), output[0].detach().numpy(), float(loss.detach().sum()), kernel.grad.numpy()
+
+
+def same(ours, theirs, x, sent):
+    """Codes, output, loss and gradient of the encoder agree."""
+    codes, output, loss, gradient = their_step(theirs, x, sent)
+    np.testing.assert_array_equal(values(ours.encode(x)), codes)
+    np.testing.assert_allclose(values(ours(x)), output, atol=1e-5)
+    np.testing.assert_allclose(values(sum(ours.losses)), loss, rtol=1e-5)
+    np.testing.assert_allclose(gradient_of_encoder(ours, x, sent), gradient, atol=1e-5)
+    assert np.abs(gradient).max() > 0.01
+
+
+@pytest.mark.parametrize("levels", [(8, 5, 4), (3, 7, 5)], ids=str)
+def test_fsq_as_vector_quantize_pytorch(package, levels):
+    """Theirs bounds by (1 + ε) (L − 1) / 2, so that the outer levels are a little wider, and shifts by the inverse of tanh, where the
+    paper has (1 − ε) and the tangent. Given inputs at which both curves round alike, codes and outputs are equal, and gradients are but
+    for the factor (1 − ε) / (1 + ε). Two levels are refused there."""
+    import torch
+
+    L, layer, ours = np.array(levels), package.FSQ(list(levels)), FSQ(levels)
+    x = np.random.default_rng(0).normal(size=(200, len(levels))).astype("float32")
+    offset, inner, outer = np.where(L % 2, 0, 0.5), 0.999 * (L - 1) / 2, 1.001 * (L - 1) / 2
+    theirs = (x + np.tan(offset / inner) - np.arctanh(offset / outer)).astype("float32")  # so that both see the same tanh
+    curve = np.tanh(x + np.tan(offset / inner))
+    alike = np.all(np.round(curve * inner - offset) == np.round(curve * outer - offset), axis=-1)
+    assert alike.mean() > 0.95
+    x, theirs = x[alike], theirs[alike]
+    given = torch.from_numpy(theirs).requires_grad_()
+    output, codes = layer(given[None])
+    np.testing.assert_array_equal(values(ours.encode(x)), codes[0])
+    np.testing.assert_allclose(values(ours(x)), output[0].detach(), atol=1e-6)
+    sent = np.random.default_rng(1).normal(size=x.shape).astype("float32")
+    (output[0] * torch.from_numpy(sent)).sum(dim=-1).mean().backward()
+    found = gradient_of_encoder(ours, x, sent)
+    np.testing.assert_allclose(found, x.T @ given.grad.numpy() * (0.999 / 1.001), atol=1e-5)
+    everything = np.arange(ours.num_codes)
+    np.testing.assert_allclose(values(ours.decode(everything)), layer.indices_to_codes(torch.from_numpy(everything)), atol=1e-6)
+
+
+@pytest.mark.parametrize("sphere", [False, True], ids=["LFQ", "BSQ"])
+def test_signs_as_vector_quantize_pytorch(package, sphere):
+    """Their first channel is a code's highest bit, ours its lowest. Their entropies are of all 2^D codes, in nats; ours are in bits per
+    channel, and that of the mean is summed over channels. With a single channel there is no difference."""
+    import torch
+
+    for size in (1, D):
+        x, sent = np.random.default_rng(size).normal(size=(2, N, size)).astype("float32")
+        tau = 0.5 * size if sphere else 0.5  # ours is measured in squared corners, 1 / D on the sphere
+        layer = package.LFQ(dim=size, codebook_size=2**size, entropy_loss_weight=0.1 / np.log(2), commitment_loss_weight=0.25, spherical=sphere)
+        quantizer = BinaryQuantizer(size, sphere=sphere, entropy_cost=0.1, commitment_cost=0.25, temperature=tau)
+        (output, codes, loss), parts = layer(torch.from_numpy(x)[None], inv_temperature=2.0, return_loss_breakdown=True)
+        theirs = (codes[0].numpy()[:, None] >> np.arange(size)[::-1]) & 1
+        np.testing.assert_array_equal(values(quantizer.encode(x)), np.sum(theirs << np.arange(size), axis=-1))
+        np.testing.assert_allclose(values(quantizer(x)), output[0].detach(), atol=1e-5)
+        np.testing.assert_allclose(values(quantizer.losses[0]), 0.25 * float(parts.commitment), rtol=1e-5, atol=1e-9)
+        before = unit(np.float64(x)) if sphere else np.float64(x)
+        ones = np.mean(1 / (1 + np.exp(-4 * before / (tau * (size**-0.5 if sphere else 1)))), axis=0)
+        spread = np.sum(-ones * np.log2(ones) - (1 - ones) * np.log2(1 - ones))
+        sure = float(parts.per_sample_entropy) / np.log(2)
+        np.testing.assert_allclose(values(quantizer.losses[1]), 0.1 * (sure - spread) / size, atol=1e-4)  # they clamp at 1e-5
+        if size == 1 and not sphere:
+            np.testing.assert_allclose(spread, float(parts.batch_entropy) / np.log(2), rtol=1e-4)
+            kernel = torch.eye(1, requires_grad=True)
+            output, _, loss = layer((torch.from_numpy(x) @ kernel)[None], inv_temperature=2.0)
+            ((output[0] * torch.from_numpy(sent)).sum(dim=-1).mean() + loss).backward()
+            np.testing.assert_allclose(gradient_of_encoder(quantizer, x, sent), kernel.grad, atol=1e-4)
+
+
+def test_cosine_as_vector_quantize_pytorch(package, batches, codebook):
+    """Codes, output, commitment loss and the encoder's gradient. Their codebook learns by running means, ours by gradient; so ours has
+    the codebook's term of equation 3 as well, which is no business of the encoder."""
+    import torch
+
+    layer = package.VectorQuantize(D, K, use_cosine_sim=True, commitment_weight=0.25, rotation_trick=False, freeze_codebook=True)
+    layer._codebook.embed.data.copy_(torch.from_numpy(unit(codebook))[None])
+    quantizer = CosineQuantizer(K, commitment_cost=0.25, embeddings_initializer=codebook)
+    codes, output, loss, gradient = their_step(layer, batches[0], batches[1])
+    np.testing.assert_array_equal(values(quantizer.encode(batches[0])), codes)
+    np.testing.assert_allclose(values(quantizer(batches[0])), output, atol=1e-5)
+    np.testing.assert_allclose(values(sum(quantizer.losses)), loss * 1.25 / 0.25, rtol=1e-5)
+    np.testing.assert_allclose(gradient_of_encoder(quantizer, batches[0], batches[1]), gradient, atol=1e-5)
+
+
+def their_simvq(package, codebook, rotation):
+    import torch
+
+    layer = package.SimVQ(D, K, rotation_trick=rotation)
+    layer.frozen_codebook.copy_(torch.from_numpy(codebook))
+    layer.code_transform.weight.data.copy_(torch.eye(D))
+    return layer
+
+
+@pytest.mark.parametrize("rotation", [False, True], ids=["copied", "turned"])
+def test_simvq_as_vector_quantize_pytorch(package, batches, codebook, rotation):
+    """All of it, the rotation trick included, and a step of the matrix. Theirs calls 0.25 the weight of what the encoder pays."""
+    import torch
+
+    layer = their_simvq(package, codebook, rotation)
+    ours_at = lambda: SimVQ(K, commitment_cost=0.25, embeddings_initializer=codebook, gradient="rotation" if rotation else "straight_through")
+    same(ours_at(), layer, batches[0], batches[1])
+    quantizer, inputs = ours_at(), keras.Input((D,))
+    model = keras.Model(inputs, quantizer(inputs))
+    model.compile(keras.optimizers.SGD(0.5))
+    model.train_on_batch(batches[0])
+    fresh = their_simvq(package, codebook, rotation)
+    fresh(torch.from_numpy(batches[0])[None])[2].backward()
+    expected = np.eye(D) - 0.5 * fresh.code_transform.weight.grad.numpy().T
+    np.testing.assert_allclose(values(quantizer.map), expected, atol=1e-5)
+    assert not np.allclose(expected, np.eye(D), atol=1e-3)
+
+
+def test_the_rotation_trick_as_vector_quantize_pytorch(package, batches, codebook):
+    """Their codebook at its default, but for the smoothing."""
+    import torch
+
+    layer = package.VectorQuantize(D, K, commitment_weight=0.25, rotation_trick=True, freeze_codebook=True)
+    layer._codebook.embed.data.copy_(torch.from_numpy(codebook)[None])
+    same(VectorQuantizerEMA(K, gradient="rotation", embeddings_initializer=codebook), layer, batches[0], batches[1])
+
+
+def test_residual_as_vector_quantize_pytorch(package, batches):
+    """Codes, output, codebooks and losses over eight batches, and the encoder's gradient at three levels. Every level of theirs has a
+    straight-through step of its own, and their outputs are added: the encoder gets the decoder's gradient three times. Ours gets it
+    once, since the sum of the levels is what replaces the vector."""
+    import torch
+
+    books = np.random.default_rng(3).normal(size=(3, K, D)).astype("float32") * np.array([1, 0.5, 0.25], "float32")[:, None, None]
+    layer = package.ResidualVQ(dim=D, num_quantizers=3, codebook_size=K, decay=DECAY, eps=0.0, commitment_weight=0.25, rotation_trick=False)
+    for level, book in zip(layer.layers, torch.from_numpy(books)):
+        level._codebook.embed.data.copy_(book[None])
+        level._codebook.cluster_size.data.fill_(N / K)
+        level._codebook.embed_avg.data.copy_(book[None] * (N / K))
+    quantizer = ResidualQuantizer([ours(book, LONG_AGO) for book in books])
+    quantizer.build((None, D))
+    for batch in batches:
+        output, codes, loss = layer(torch.from_numpy(batch)[None])
+        np.testing.assert_array_equal(values(quantizer.encode(batch)), codes[0])
+        np.testing.assert_allclose(values(quantizer(batch, training=True)), output[0].detach(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose([values(each) for each in quantizer.losses], loss.detach().numpy().ravel(), rtol=1e-4)
+        for level, theirs in zip(quantizer.quantizers, layer.layers):
+            np.testing.assert_allclose(values(level.codebook), theirs._codebook.embed[0], rtol=1e-4, atol=1e-5)
+
+    x, sent = batches[0], batches[1]
+    without_loss = package.ResidualVQ(dim=D, num_quantizers=3, codebook_size=K, commitment_weight=0.0, rotation_trick=False)
+    for level, book in zip(without_loss.layers, torch.from_numpy(books)):
+        level._codebook.embed.data.copy_(book[None])
+    gradient = their_step(without_loss.train(), x, sent)[-1]
+    levels = [VectorQuantizerEMA(K, commitment_cost=0.0, embeddings_initializer=book) for book in books]
+    np.testing.assert_allclose(3 * gradient_of_encoder(ResidualQuantizer(levels), x, sent), gradient, rtol=1e-4, atol=1e-5)

@@ -404,7 +404,7 @@ class VectorQuantizer(CodebookQuantizer):
         self.add_loss(self.commitment_cost * weighted_mean(gap, weights))
         if self.learns_by_gradient:
             gap = ops.stop_gradient(vectors) - quantized
-            gap = ops.where(ops.isfinite(vectors), gap, 0.0)
+            gap = ops.where(ops.isfinite(ops.square(vectors)), gap, 0.0)
             self.add_loss(weighted_mean(ops.square(gap), weights))
 
 # %% ../nbs/02_quantizer_layer.ipynb #f98626ea

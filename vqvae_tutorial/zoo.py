@@ -160,12 +160,12 @@ class FSQ(GridQuantizer):
         levels = np.array(self.levels)
         half, offset = 0.999 * (levels - 1) / 2, 0.5 * (levels % 2 == 0)
         shift = np.tan(offset / half)
-        half, offset, shift = (each.astype("float32") for each in (half, offset, shift))
+        half, offset, shift = (ops.cast(each, "float32") for each in (half, offset, shift))
         return (half * ops.tanh(vectors + shift) - offset) / self.steps
 
     @property
     def steps(self):
-        return (np.array(self.levels) // 2).astype("float32")
+        return ops.cast(np.array(self.levels) // 2, "float32")
 
     def digits(self, vectors):
         rounded = ops.round(ops.nan_to_num(vectors) * self.steps) + self.steps
