@@ -1,4 +1,6 @@
-"""Time and memory of quantizer layers, side by side: `python benchmarks/quantizer.py [--numbers 128 …] [--sizes 16 …] [--vectors 6272 …]`.
+"""Time and memory of quantizer layers, side by side.
+
+    python benchmarks/quantizer.py [--numbers 128 …] [--sizes 16 …] [--vectors 6272 …] [--kinds]
 
 Five layers get the same N vectors of size D and the same K codes: ours on TensorFlow, on JAX and on PyTorch; the one-hot form, in
 which the well-known Keras example writes it; and that of `vector-quantize-pytorch`. Two pairs share a framework, and so compare layers
@@ -11,6 +13,9 @@ For each cell of the table every layer has a process of its own, on the same two
 A B C D E A B C D E …; the table gives medians. Peak memory is the most that a process ever held (`VmHWM` on Linux), less what it held after
 imports, inputs and a first run with eight vectors. So it counts what the layer makes of N vectors, and neither libraries nor compilers.
 
+`--kinds` makes another table instead: ours and that of `vector-quantize-pytorch` for each of the other kinds, with about a thousand codes.
+There a step computes the gradients of what a layer learns, and takes no step of an optimizer.
+
 JAX and PyTorch are optional: `make test-backends` puts them into .venv/backends, where this script finds them.
 """
 import argparse
@@ -22,6 +27,7 @@ import sys
 import tempfile
 from functools import partial
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -48,13 +54,37 @@ def arrays(vectors, number, size):
 # The layers. Each gives two functions of inputs and slope: forward gives outputs, step gives the gradient of the inputs.
 
 
-def ours(codebook):
+def ours(codebook, kind):
+    layer = KINDS[kind][1](codebook)
+    layer.build((None, KINDS[kind][0] or codebook.shape[1]))
+    for each in getattr(layer, "quantizers", [layer]):
+        if hasattr(each, "ema_steps"):
+            each.ema_steps.assign(10_000)  # in the midst of training: the first steps, debiased, would replace the codebook
+    return layer
+
+
+def ours_ema(codebook, **options):
     from vqvae_tutorial.quantizers import VectorQuantizerEMA
 
-    layer = VectorQuantizerEMA(len(codebook), decay=DECAY, commitment_cost=BETA, embeddings_initializer=codebook, seed=0)
-    layer.build((None, codebook.shape[1]))
-    layer.ema_steps.assign(10_000)  # in the midst of training: the first steps, debiased, would replace the codebook
-    return layer
+    return VectorQuantizerEMA(len(codebook), decay=DECAY, commitment_cost=BETA, embeddings_initializer=codebook, seed=0, **options)
+
+
+def ours_residual(codebook):
+    from vqvae_tutorial.composite import ResidualQuantizer
+
+    return ResidualQuantizer([ours_ema(part) for part in np.split(codebook, 4)])
+
+
+def of_zoo(name, *arguments, **options):
+    """One of chapter 9's; `arguments` take the place of a codebook."""
+    def make(codebook):
+        from vqvae_tutorial import zoo
+
+        if arguments:
+            return getattr(zoo, name)(*arguments, **options)
+        return getattr(zoo, name)(len(codebook), embeddings_initializer=codebook, **options)
+
+    return make
 
 
 def compiled(tf, size, function):
@@ -63,50 +93,52 @@ def compiled(tf, size, function):
     return tf.function(function, input_signature=[spec] * function.__code__.co_argcount, jit_compile=False)
 
 
-def ours_tensorflow(codebook):
+def ours_tensorflow(codebook, kind):
     import tensorflow as tf
 
-    layer = ours(codebook)
+    layer = ours(codebook, kind)
+    learned = [variable.value for variable in layer.trainable_variables]
 
     def step(inputs, slope):
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             outputs = layer(inputs, training=True)
             loss = tf.reduce_sum(outputs * slope) + sum(layer.losses)
-        return tape.gradient(loss, inputs)
+        return tape.gradient(loss, [inputs, *learned])
 
-    return compiled(tf, codebook.shape[1], lambda inputs: layer(inputs)), compiled(tf, codebook.shape[1], step)
+    size = KINDS[kind][0] or codebook.shape[1]
+    return compiled(tf, size, lambda inputs: layer(inputs)), compiled(tf, size, step)
 
 
-def ours_jax(codebook):
+def ours_jax(codebook, kind):
     import jax
     import jax.numpy as jnp
 
-    layer = ours(codebook)
-    state = [variable.value for variable in layer.non_trainable_variables]
+    layer = ours(codebook, kind)
+    learned, state = ([variable.value for variable in part] for part in (layer.trainable_variables, layer.non_trainable_variables))
 
     @jax.jit
     def forward(state, inputs):
-        return layer.stateless_call([], state, inputs)[0]
+        return layer.stateless_call(learned, state, inputs)[0]
 
-    def loss(inputs, state, slope):
-        outputs, state, losses = layer.stateless_call([], state, inputs, training=True, return_losses=True)
+    def loss(inputs, learned, state, slope):
+        outputs, state, losses = layer.stateless_call(learned, state, inputs, training=True, return_losses=True)
         return jnp.sum(outputs * slope) + sum(losses), state
 
-    update = jax.jit(jax.grad(loss, has_aux=True), donate_argnums=1)  # as Keras's trainer gives away the old state
+    update = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True), donate_argnums=2)  # as Keras's trainer gives away the old state
 
     def step(inputs, slope):
         nonlocal state
-        gradient, state = update(inputs, state, slope)
-        return gradient.block_until_ready()
+        gradients, state = update(inputs, learned, state, slope)
+        return [gradients[0].block_until_ready(), *gradients[1]]
 
     return lambda inputs: forward(state, inputs).block_until_ready(), step
 
 
-def ours_torch(codebook):
+def ours_torch(codebook, kind):
     import torch
 
-    layer = ours(codebook)
+    layer = ours(codebook, kind)
 
     def forward(inputs):
         with torch.no_grad():
@@ -114,14 +146,15 @@ def ours_torch(codebook):
 
     def step(inputs, slope):
         inputs = inputs.detach().requires_grad_()
+        layer.zero_grad()
         outputs = layer(inputs, training=True)
         ((outputs * slope).sum() + sum(layer.losses)).backward()
-        return inputs.grad
+        return [inputs.grad]
 
     return forward, step
 
 
-def one_hot_tensorflow(codebook):
+def one_hot_tensorflow(codebook, kind):
     """Distances, argmin, a one-hot matrix of N×K, and its product with the codebook, which learns by gradient (equation 3)."""
     import keras
     import tensorflow as tf
@@ -147,20 +180,67 @@ def one_hot_tensorflow(codebook):
             loss += tf.reduce_sum(slope * (inputs + tf.stop_gradient(quantized - inputs)))
         gradient, for_codes = tape.gradient(loss, [inputs, codes])
         adam.apply([for_codes], [codes])
-        return gradient
+        return [gradient]
 
     return compiled(tf, size, forward), compiled(tf, size, step)
 
 
-def vector_quantize_pytorch(codebook):
+def their_ema(codebook, **options):
     import torch
     from vector_quantize_pytorch import VectorQuantize
 
-    number, size = codebook.shape
-    layer = VectorQuantize(size, number, decay=DECAY, eps=1e-6, commitment_weight=BETA, rotation_trick=False)
+    settings = {"decay": DECAY, "eps": 1e-6, "commitment_weight": BETA, "rotation_trick": False} | options
+    layer = VectorQuantize(codebook.shape[1], len(codebook), **settings)
+    return fill(layer, torch.from_numpy(codebook))
+
+
+def fill(layer, codebook):
+    """Their layer with its codebook and running means at a given one."""
     for buffer in (layer._codebook.embed, layer._codebook.embed_avg):
-        buffer.data.copy_(torch.from_numpy(codebook)[None])
-    layer._codebook.cluster_size.data.fill_(1.0)  # and so its running means are at the codebook, too
+        buffer.data.copy_(codebook[None])
+    layer._codebook.cluster_size.data.fill_(1.0)
+    return layer
+
+
+def their_cosine(codebook):
+    return their_ema(codebook / np.linalg.norm(codebook, axis=-1, keepdims=True), use_cosine_sim=True)
+
+
+def their_residual(codebook):
+    import torch
+    from vector_quantize_pytorch import ResidualVQ
+
+    layer = ResidualVQ(dim=codebook.shape[1], num_quantizers=4, codebook_size=len(codebook) // 4, decay=DECAY, eps=1e-6,
+                       commitment_weight=BETA, rotation_trick=False)
+    for level, part in zip(layer.layers, np.split(codebook, 4)):
+        fill(level, torch.from_numpy(part))
+    return layer
+
+
+def their_simvq(codebook):
+    import torch
+    from vector_quantize_pytorch import SimVQ
+
+    layer = SimVQ(codebook.shape[1], len(codebook), rotation_trick=False)
+    layer.frozen_codebook.copy_(torch.from_numpy(codebook))
+    layer.code_transform.weight.data.copy_(torch.eye(codebook.shape[1]))
+    return layer
+
+
+def their(name, **options):
+    """One that has no codebook."""
+    def make(codebook):
+        import vector_quantize_pytorch
+
+        return getattr(vector_quantize_pytorch, name)(**options)
+
+    return make
+
+
+def vector_quantize_pytorch(codebook, kind):
+    import torch
+
+    layer = KINDS[kind][2](codebook)
 
     def forward(inputs):
         with torch.no_grad():
@@ -168,13 +248,26 @@ def vector_quantize_pytorch(codebook):
 
     def step(inputs, slope):
         inputs = inputs.detach().requires_grad_()
-        outputs, _, loss = layer.train()(inputs[None])
-        ((outputs[0] * slope).sum() + loss.sum()).backward()
-        return inputs.grad
+        layer.zero_grad()
+        outputs, _, *loss = layer.train()(inputs[None])
+        ((outputs[0] * slope).sum() + sum(each.sum() for each in loss)).backward()
+        return [inputs.grad]
 
     return forward, step
 
 
+# The size of vectors, where it is not for the caller to choose; ours and theirs of a codebook (K, D).
+KINDS = {
+    "EMA": (None, ours_ema, their_ema),
+    "rotation": (None, lambda codebook: ours_ema(codebook, gradient="rotation"), lambda codebook: their_ema(codebook, rotation_trick=True)),
+    "cosine": (None, of_zoo("CosineQuantizer"), their_cosine),
+    "SimVQ": (None, of_zoo("SimVQ"), their_simvq),
+    "residual, 4 × 256": (None, ours_residual, their_residual),
+    "FSQ 7 · 5 · 5 · 5": (4, of_zoo("FSQ", (7, 5, 5, 5)), their("FSQ", levels=[7, 5, 5, 5])),
+    "LFQ, 10 bits": (10, of_zoo("BinaryQuantizer", 10), their("LFQ", dim=10, codebook_size=1024, commitment_loss_weight=BETA)),
+    "BSQ, 10 bits": (10, of_zoo("BinaryQuantizer", 10, sphere=True),
+                     their("LFQ", dim=10, codebook_size=1024, commitment_loss_weight=BETA, spherical=True)),
+}
 # The layer, its backend, what it is made with, and the arrays of N×K numbers of four bytes that it may hold at once.
 LAYERS = {
     "ours, TensorFlow": (ours_tensorflow, "tensorflow", ["keras", "tensorflow"], 2),
@@ -201,7 +294,7 @@ def peak(anew=False):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def serve(name, vectors, number, size):
+def serve(name, kind, vectors, number, size):
     """Answers a parent that writes what it wants measured, a word a line, with a line of JSON each."""
     make, backend, packages, _ = LAYERS[name]
     converters = {"tensorflow": ("tensorflow", "convert_to_tensor"), "jax": ("jax.numpy", "array"), "torch": ("torch", "tensor")}
@@ -211,10 +304,10 @@ def serve(name, vectors, number, size):
     except ImportError as error:
         return print(json.dumps({"missing": str(error)}), flush=True)
     inputs, slope, codebook = arrays(vectors, number, size)
-    forward, step = make(codebook)
+    forward, step = make(codebook, kind)
     given = [convert(array) for array in (inputs, slope)]
     few = [convert(array[:8].copy()) for array in (inputs, slope)]
-    calls = {"forward": lambda x, _: np.asarray(forward(x)), "step": lambda *both: np.asarray(step(*both))}
+    calls = {"forward": lambda x, _: np.asarray(forward(x)), "step": lambda *both: np.asarray(step(*both)[0])}
     error = float(np.mean(np.sum((calls["forward"](*few) - inputs[:8]) ** 2, axis=-1)))  # before the codebook moves
     calls["step"](*few)
     print(json.dumps({"made_with": versions, "error": error}), flush=True)
@@ -261,10 +354,11 @@ class Worker:
         self.process.wait()
 
 
-def cell(vectors, number, size, repeats):
+def cell(kind, vectors, number, size, repeats):
     """One row for each layer that is there."""
-    left_out = [name for name, layer in LAYERS.items() if 4 * layer[3] * vectors * number > MOST_BYTES and "ours" not in name]
-    workers = {name: Worker(name, vectors, number, size) for name in LAYERS if name not in left_out}
+    layers = {name: layer for name, layer in LAYERS.items() if kind == "EMA" or "one-hot" not in name}
+    left_out = [name for name, layer in layers.items() if 4 * layer[3] * vectors * number > MOST_BYTES and "ours" not in name]
+    workers = {name: Worker(name, kind, vectors, number, size) for name in layers if name not in left_out}
     try:
         answers = {name: worker.answer() for name, worker in workers.items()}
         for name, answer in answers.items():
@@ -293,28 +387,32 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="Compare quantizer layers; cells that are not asked for keep their rows.")
     for name, values in {"numbers": NUMBERS, "sizes": SIZES, "vectors": VECTORS}.items():
         parser.add_argument(f"--{name}", type=int, nargs="+", default=values)
+    parser.add_argument("--kinds", action="store_true", help="compare the other kinds of quantizers, into quantizer_kinds.csv")
     chosen = options(parser, "quantizer", arguments)
     if chosen.quick:
         chosen.numbers, chosen.sizes, chosen.vectors = (128,), (16,), (6_272,)
-    print(f"{'N':>7}{'K':>6}{'D':>5}  {'layer':<24}{'forward':>12}{'step':>12}{'forward':>12}{'step':>12}")
-    for vectors in chosen.vectors:
-        for number in chosen.numbers:
-            for size in chosen.sizes:
-                rows = list(cell(vectors, number, size, chosen.repeats))
-                for row in rows:
-                    print(f"{vectors:7}{number:6}{size:5}  {row['layer']:<24}"
-                          + "".join(f"{1000 * row[f'{kind}_seconds']:9.2f} ms" for kind in ("forward", "step"))
-                          + "".join(f"{row[f'{kind}_megabytes']:9.1f} MB" for kind in ("forward", "step")), flush=True)
-                if chosen.out:
-                    write(chosen.out, rows, ("N", "K", "D", "layer"))
+    cells = [("EMA", *sizes) for sizes in product(chosen.vectors, chosen.numbers, chosen.sizes)]
+    if chosen.kinds:
+        chosen.out = chosen.out and chosen.out.with_name(f"{chosen.out.stem}_kinds.csv")
+        cells = [(kind, 6_272, 1024, size or 16) for kind, (size, *_) in KINDS.items()]
+    print(f"{'kind':<19}{'N':>7}{'K':>6}{'D':>5}  {'layer':<24}{'forward':>12}{'step':>12}{'forward':>12}{'step':>12}")
+    for kind, *sizes in cells:
+        rows = list(cell(kind, *sizes, chosen.repeats))
+        for row in rows:
+            print(f"{kind:<19}{row['N']:7}{row['K']:6}{row['D']:5}  {row['layer']:<24}"
+                  + "".join(f"{1000 * row[f'{part}_seconds']:9.2f} ms" for part in ("forward", "step"))
+                  + "".join(f"{row[f'{part}_megabytes']:9.1f} MB" for part in ("forward", "step")), flush=True)
+        if chosen.out:
+            named = [({"kind": kind} if chosen.kinds else {}) | row for row in rows]
+            write(chosen.out, named, ("kind", "layer") if chosen.kinds else ("N", "K", "D", "layer"))
     print(says_who(chosen.out))
     return 0
 
 
 if __name__ == "__main__":
     if "--serve" in sys.argv:
-        name, *size = sys.argv[2:]
+        name, kind, *size = sys.argv[2:]
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
-        sys.exit(serve(name, *map(int, size)))
+        sys.exit(serve(name, kind, *map(int, size)))
     sys.exit(main())

@@ -357,7 +357,8 @@ def test_signs_as_vector_quantize_pytorch(package, sphere):
     for size in (1, D):
         x, sent = np.random.default_rng(size).normal(size=(2, N, size)).astype("float32")
         tau = 0.5 * size if sphere else 0.5  # ours is measured in squared corners, 1 / D on the sphere
-        layer = package.LFQ(dim=size, codebook_size=2**size, entropy_loss_weight=0.1 / np.log(2), commitment_loss_weight=0.25, spherical=sphere)
+        layer = package.LFQ(dim=size, codebook_size=2**size, spherical=sphere, entropy_loss_weight=0.1 / np.log(2),
+                            commitment_loss_weight=0.25)
         quantizer = BinaryQuantizer(size, sphere=sphere, entropy_cost=0.1, commitment_cost=0.25, temperature=tau)
         (output, codes, loss), parts = layer(torch.from_numpy(x)[None], inv_temperature=2.0, return_loss_breakdown=True)
         theirs = (codes[0].numpy()[:, None] >> np.arange(size)[::-1]) & 1
@@ -407,15 +408,16 @@ def test_simvq_as_vector_quantize_pytorch(package, batches, codebook, rotation):
     import torch
 
     layer = their_simvq(package, codebook, rotation)
-    ours_at = lambda: SimVQ(K, commitment_cost=0.25, embeddings_initializer=codebook, gradient="rotation" if rotation else "straight_through")
-    same(ours_at(), layer, batches[0], batches[1])
-    quantizer, inputs = ours_at(), keras.Input((D,))
+    gradient = "rotation" if rotation else "straight_through"
+    fresh = lambda: SimVQ(K, commitment_cost=0.25, embeddings_initializer=codebook, gradient=gradient)
+    same(fresh(), layer, batches[0], batches[1])
+    quantizer, inputs = fresh(), keras.Input((D,))
     model = keras.Model(inputs, quantizer(inputs))
     model.compile(keras.optimizers.SGD(0.5))
     model.train_on_batch(batches[0])
-    fresh = their_simvq(package, codebook, rotation)
-    fresh(torch.from_numpy(batches[0])[None])[2].backward()
-    expected = np.eye(D) - 0.5 * fresh.code_transform.weight.grad.numpy().T
+    layer = their_simvq(package, codebook, rotation)
+    layer(torch.from_numpy(batches[0])[None])[2].backward()
+    expected = np.eye(D) - 0.5 * layer.code_transform.weight.grad.numpy().T
     np.testing.assert_allclose(values(quantizer.map), expected, atol=1e-5)
     assert not np.allclose(expected, np.eye(D), atol=1e-3)
 
