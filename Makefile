@@ -21,7 +21,7 @@ help:
 	@echo 'make test-backends  run chapters and library tests on TensorFlow, JAX and PyTorch (BACKENDS=jax,torch chooses; half an hour)'
 	@echo 'make links        ask for every address that the book links to (wants the internet)'
 	@echo 'make reproduce    run every chapter at full size and keep outputs and weights (hours; goes on where it was stopped)'
-	@echo 'make study        train models over K and D, and priors over the same codes (hours; goes on where it was stopped)'
+	@echo 'make study        train models over K and D, priors over the same codes, and quantizers at equal bits (hours; goes on where it was stopped)'
 	@echo 'make bench        measure time, memory and quality beside others, for the page "How it compares" (hours, most of them for the time to quality)'
 	@echo 'make export       write the package from the notebooks, and clean the notebooks'
 	@echo 'make wheel        build the pip package into dist/'
@@ -69,9 +69,12 @@ study: .venv/installed
 	@$(PY) benchmarks/grid.py
 	@$(PY) benchmarks/rate_distortion.py --published
 	@$(PY) benchmarks/priors.py
+	@$(PY) benchmarks/equal_bits.py
+	@$(PY) benchmarks/equal_bits.py --large
 
 bench: .venv/installed
 	@for name in quantizer prior sampling limit time_to_quality playground; do $(PY) benchmarks/$$name.py || exit 1; done
+	@$(PY) benchmarks/quantizer.py --kinds
 
 export: .venv/installed
 	@$(PY) -c 'from nbdev.doclinks import nbdev_export; nbdev_export()'

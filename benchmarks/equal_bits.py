@@ -47,15 +47,15 @@ DATA = {"digits": load_digits, "clothes": load_all_clothes}
 # The size D of the vectors, and a maker.
 QUANTIZERS = {
     "gradient": (16, lambda: VectorQuantizer(128)),
-    "EMA, revived": (16, lambda: VectorQuantizerEMA(128, revival_threshold=0.25)),
-    "EMA, rotation": (16, lambda: VectorQuantizerEMA(128, revival_threshold=0.25, gradient="rotation")),
-    "charged, λ = 0.1": (16, lambda: EntropyConstrainedQuantizer(128)),
+    "EMA revived": (16, lambda: VectorQuantizerEMA(128, revival_threshold=0.25)),
+    "EMA rotation": (16, lambda: VectorQuantizerEMA(128, revival_threshold=0.25, gradient="rotation")),
+    "charged λ = 0.1": (16, lambda: EntropyConstrainedQuantizer(128)),
     "cosine": (16, lambda: CosineQuantizer(128)),
     "SimVQ": (16, lambda: SimVQ(128)),
     "FSQ 8 · 4 · 4": (3, lambda: FSQ((8, 4, 4))),
     "FSQ 5 · 5 · 5": (3, lambda: FSQ((5, 5, 5))),
-    "LFQ, 7 bits": (7, lambda: BinaryQuantizer(7)),
-    "BSQ, 7 bits": (7, lambda: BinaryQuantizer(7, sphere=True)),
+    "LFQ 7 bits": (7, lambda: BinaryQuantizer(7)),
+    "BSQ 7 bits": (7, lambda: BinaryQuantizer(7, sphere=True)),
     "residual 5 · 5 · 5": (16, lambda: ResidualQuantizer([VectorQuantizer(5) for _ in range(3)])),
     "product 5 · 5 · 5": (18, lambda: ProductQuantizer([VectorQuantizer(5) for _ in range(3)])),
 }
@@ -159,7 +159,7 @@ def compare(names, seeds, budget, folder, out):
 # minutes for the largest codebook.
 LARGE = {
     "gradient": lambda K: (16, VectorQuantizer(K)),
-    "EMA, revived": lambda K: (16, VectorQuantizerEMA(K, revival_threshold=0.25)),
+    "EMA revived": lambda K: (16, VectorQuantizerEMA(K, revival_threshold=0.25)),
     "cosine": lambda K: (16, CosineQuantizer(K)),
     "SimVQ": lambda K: (16, SimVQ(K)),
     "FSQ": lambda K: (len(LEVELS[K]), FSQ(LEVELS[K])),
@@ -201,7 +201,7 @@ def enlarge(numbers, repeats, budget, out):
             model = train(size, lambda made=quantizer: made, 0, images, budget | {"epochs": 1}, start_from_data)
             error = float(model.evaluate(test, batch_size=500, verbose=0, return_dict=True)["mse"])
             table.add({"K": number, "quantizer": name, "mse": error, **used(model.encode(test), number), "seconds": took[name],
-                       "made_with": made_with("keras", "tensorflow")} | shared)
+                       "made_with": made_with("keras", "tensorflow").replace(",", ";")} | shared)
             print(f"K = {number:,}, {name}: done", flush=True)
 
 

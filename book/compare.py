@@ -116,6 +116,27 @@ def quantizer(rows):
     return text
 
 
+def kinds(rows):
+    """A training step and a forward of each kind, in ours on each backend and in vector-quantize-pytorch."""
+    found = {}
+    for row in rows:
+        found.setdefault((row["kind"], row["D"]), {})[row["layer"]] = row
+    layers, other = [layer for layer in LAYERS if not layer.startswith("one-hot")], "vector-quantize-pytorch"
+    frameworks = "PyTorch", "TensorFlow"
+    heads = ["kind", "D", *(LAYERS[layer] for layer in layers), *(f"{other} / ours on {each}" for each in frameworks)]
+    text = f"There are {int(rows[0]['N']):,} vectors and about {int(rows[0]['K']):,} codes. "
+    for column in ("step_seconds", "forward_seconds"):
+        what, factor = COLUMNS[column]
+        lines = []
+        for cell, each in found.items():
+            times = {layer: float(each[layer][column]) if layer in each else math.nan for layer in layers}
+            ratios = [times[other] / times[ours] for ours in map("ours, {}".format, frameworks)]
+            known = [short(factor * time) if time == time else UNKNOWN for time in times.values()]
+            lines.append([*cell, *known, *(f"{ratio:.1f}" if ratio == ratio else "" for ratio in ratios)])
+        text += f"{what}:\n\n" + table(heads, lines)
+    return text
+
+
 def ahead(cells, value, column, what, rivals):
     """In how many cells ours is faster than vector-quantize-pytorch, and which are the others."""
     both = [cell for cell in cells if value(cell, "vector-quantize-pytorch", column)]
@@ -231,6 +252,7 @@ def accelerator(rows):
 SECTIONS = {
     "time_to_quality": ("Time to quality", time_to_quality, False),
     "quantizer": ("The quantizer layer", quantizer, True),
+    "quantizer_kinds": ("Layers of other kinds", kinds, False),
     "prior": ("The prior", prior, False),
     "sampling": ("Sampling", sampling, True),
     "limit": ("Distance to the limit", limit, True),
@@ -254,5 +276,6 @@ def page(source):
             rows = read(RESULTS / f"{name}.csv")
             with book_style():
                 text += f"## {title}\n{told[title]}\n{section(rows)}"
-            text += f"Measured with `.venv/bin/python benchmarks/{name}.py`" + made_with(rows) + ".\n\n"
+            command = name.replace("_kinds", ".py --kinds") if name.endswith("_kinds") else f"{name}.py"
+            text += f"Measured with `.venv/bin/python benchmarks/{command}`" + made_with(rows) + ".\n\n"
     return text

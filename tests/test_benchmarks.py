@@ -65,7 +65,7 @@ def test_a_table_keeps_the_rows_that_are_not_measured_again(tmp_path):
 
 def test_memory_is_counted(monkeypatch):
     """A layer that holds an array more is seen to: the one-hot form at the smallest size that shows."""
-    worker = layers.Worker(ONE_HOT, 4096, 2048, 4)
+    worker = layers.Worker(ONE_HOT, "EMA", 4096, 2048, 4)
     try:
         worker.answer()
         held = worker.ask("memory")

@@ -290,3 +290,75 @@ def test_the_study_of_priors_goes_on_where_it_was_stopped(tmp_path, capsys):
     before = [path.read_bytes() for path in (out, out.with_name("quick_grids.csv"))]
     assert priors.main(options) == 0 and "5 of 5 priors are in" in capsys.readouterr().out
     assert [path.read_bytes() for path in (out, out.with_name("quick_grids.csv"))] == before
+
+
+# Quantizers at equal bits
+
+
+@pytest.fixture(scope="module")
+def equal():
+    return whole("equal_bits.csv", 72)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """The study with two quantizers, one of which has several codes a place, and one size of large codebooks."""
+    import equal_bits
+
+    for table, names in {"QUANTIZERS": ("FSQ 8 · 4 · 4", "residual 5 · 5 · 5"), "LARGE": ("EMA revived", "BSQ")}.items():
+        monkeypatch.setattr(equal_bits, table, {name: getattr(equal_bits, table)[name] for name in names})
+    return equal_bits
+
+
+def test_quantizers_were_trained_alike_from_three_seeds(equal):
+    import equal_bits
+
+    assert {(row["data"], row["quantizer"], row["seed"]) for row in equal} == {
+        (data, name, seed) for data in equal_bits.DATA for name in equal_bits.QUANTIZERS for seed in range(3)}
+    assert len(equal) == 2 * 3 * len(equal_bits.QUANTIZERS) and len(equal_bits.QUANTIZERS) >= 10
+    assert len({(row["images"], row["epochs"], row["prior_epochs"]) for row in equal}) == 1
+
+
+def test_their_codes_have_equal_bits():
+    import equal_bits
+
+    for _, make in equal_bits.QUANTIZERS.values():
+        quantizer = make()
+        number = quantizer.num_codes ** len(equal_bits.radix(quantizer))
+        assert abs(49 * np.log2(number) / 343 - 1) < 0.01, quantizer
+        codes = np.random.default_rng(0).integers(0, number, (5, 7, 7))
+        parts = equal_bits.parted(codes, quantizer)
+        assert parts.max() < quantizer.num_codes and np.array_equal(equal_bits.joined(parts, quantizer), codes)
+
+
+def test_numbers_of_the_study_are_possible(equal):
+    assert ((equal["used"] <= 128) & (equal["perplexity"] <= equal["used"])).all()
+    assert (equal["prior_bits"] < equal["place_bits"]).all() and (equal["place_bits"] < 343 + 1).all()
+    assert ((equal["mse"] > 0) & (equal["mse"] < 0.05) & (equal["frechet"] > 0)).all()
+    assert ((equal["read_right"] > 0.1) & (equal["read_right"] <= 1)).all()
+
+
+def test_large_codebooks():
+    table = whole("equal_bits_large.csv", 21)
+    assert {int(K) for K in table["K"]} == {1024, 8192, 65_536} and len(table) == 21
+    row = {(int(row["K"]), str(row["quantizer"])): row for row in table}
+    for name in ("gradient", "EMA revived", "cosine", "SimVQ"):  # a table of codes takes time in proportion; a grid does not
+        assert row[65_536, name]["seconds"] > 10 * row[1024, name]["seconds"], name
+    for name in ("FSQ", "LFQ", "BSQ"):
+        assert row[65_536, name]["seconds"] < 3 * row[1024, name]["seconds"], name
+    assert ((table["perplexity"] <= table["used"]) & (table["used"] <= table["K"])).all()
+
+
+def test_the_study_at_equal_bits_goes_on_where_it_was_stopped(few, tmp_path, capsys):
+    out = tmp_path / "quick.csv"
+    options = ["--quick", "--data", "digits", "--seeds", "1", "--out", str(out)]
+    assert few.main(options) == 0
+    lines = out.read_text(encoding="utf-8").splitlines(keepends=True)
+    assert len(read(out)) == 2 and list(read(out).dtype.names) == list(read(RESULTS / "equal_bits.csv").dtype.names)
+    out.write_text("".join(lines[:-1]), encoding="utf-8")
+    assert few.main(options) == 0 and "1 of 2 models are in" in capsys.readouterr().out
+    np.testing.assert_allclose(read(out)[1]["mse"], float(lines[-1].split(",")[3]), rtol=1e-3)  # the same model again
+    assert few.main(["--quick", "--large", "--out", str(out)]) == 0
+    large = read(out.with_name("quick_large.csv"))
+    assert set(large["quantizer"]) == {"EMA revived", "BSQ"} and (large["K"] == 256).all()
+    assert list(large.dtype.names) == list(read(RESULTS / "equal_bits_large.csv").dtype.names)

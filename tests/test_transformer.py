@@ -297,8 +297,21 @@ def test_what_wants_a_place_at_a_time_is_refused():
     prior = shaken(MaskGIT, 4, (2, 3), steps=2)
     with pytest.raises(NotImplementedError, match="draws groups of codes"):
         prior.call_with_cache(np.zeros((1, 6), "int32"), {}, 0)
-    with pytest.raises(NotImplementedError, match="draws groups of codes"):
-        coding.compress(prior, np.zeros((2, 2, 3), "int32"))
+
+
+@pytest.mark.parametrize("classes", [None, 3])
+def test_codes_by_maskgit_survive_a_file_of_bytes(classes):
+    """More maps than are coded side by side, group by group; the size is what `bits` say, and other groups read other codes."""
+    prior, count = shaken(MaskGIT, 4, (2, 3), classes, steps=2), coding.BATCH + 7
+    codes, labels = np.random.default_rng(0).integers(0, 4, size=(count, 2, 3)), None if classes is None else np.arange(count) % 3
+    data = coding.compress(prior, codes, labels)
+    again, label = coding.decompress(prior, data)
+    np.testing.assert_array_equal(again, codes)
+    assert label is None if classes is None else np.array_equal(label, labels)
+    stated = prior.bits(codes, labels).sum() + (0 if classes is None else count * np.log2(3))
+    assert abs(8 * len(data) - stated) < 0.01 * stated + 8 * 48
+    with pytest.raises(ValueError, match="that of another prior"):
+        coding.decompress(prior.with_steps(3), data)
 
 
 def test_a_masked_model_learns_what_a_place_says_of_another():

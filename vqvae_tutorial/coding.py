@@ -9,6 +9,7 @@ __all__ = ['TABLE_BITS', 'WINDOW', 'LEAST', 'BATCH', 'MAGIC', 'HEADER', 'RangeEn
 import hashlib
 import struct
 import zlib
+from functools import partial
 
 import keras
 import numpy as np
@@ -104,10 +105,29 @@ def table_ends(logits):
 BATCH = 250  # maps that are coded side by side; part of the format
 
 
-def _steps(prior):
-    """`start` and `next_place` of a prior as compiled functions of arrays by name."""
-    return [lambda part=part, **given: part.predict_on_batch(given)
-            for part in prior_parts(prior, branch=True).values()]
+def _walker(prior):
+    """A walk by compiled steps: for codes and label it yields `(place, logits)`, as `walk` does."""
+    if hasattr(prior, "group"):
+        return partial(_walk_by_groups, prior, _looking(prior))
+    steps = [lambda part=part, **given: part.predict_on_batch(given)
+             for part in prior_parts(prior, branch=True).values()]
+    return partial(walk, *steps)
+
+
+def _looking(prior):
+    """What a `MaskGIT` says of all places, as a model."""
+    codes = keras.Input((prior.places,), dtype="int32", name="codes")
+    label = keras.Input((), dtype="int32", name="label") if prior.num_classes else None
+    given = {"codes": codes} | ({"label": label} if prior.num_classes else {})
+    return keras.Model(given, prior.look(codes, label))
+
+
+def _walk_by_groups(prior, looking, codes, label):
+    for step in range(prior.steps):
+        given = {"codes": np.where(prior.group < step, codes, -1), "label": label}
+        logits = looking.predict_on_batch({name: given[name] for name in looking.input})
+        for place in np.flatnonzero(prior.group == step):
+            yield place, logits[:, place]
 
 # %% ../nbs/10_bytes.ipynb #ca37dc7a
 #| code-fold: true
@@ -115,7 +135,9 @@ MAGIC, HEADER = b"VQcodes1", "<8s8sII"  # behind it the checksum of the file, an
 
 
 def _fingerprint(prior):
-    state = hashlib.sha256(f"{keras.backend.backend()} {prior.num_codes} {prior.shape}".encode())
+    what = [keras.backend.backend(), prior.num_codes, prior.shape]
+    what += [prior.steps] if hasattr(prior, "group") else []  # the same weights, in another order
+    state = hashlib.sha256(" ".join(map(str, what)).encode())
     for weights in prior.get_weights():
         state.update(np.ascontiguousarray(weights).tobytes())
     return state.digest()[:8]
@@ -164,12 +186,12 @@ def compress(prior, codes, label=None):
     codes = ops.convert_to_numpy(codes)
     if label is None:
         label = _cheapest(prior, codes) if prior.num_classes else np.zeros(len(codes), "int32")
-    label, steps, encoder = ops.convert_to_numpy(label), _steps(prior), RangeEncoder()
+    label, walked, encoder = ops.convert_to_numpy(label), _walker(prior), RangeEncoder()
 
     def write(part):
         flat = part["codes"].reshape(-1, prior.places)
         _put_labels(encoder, part["label"], prior.num_classes)
-        for place, logits in walk(*steps, _filled(flat), _filled(part["label"])):
+        for place, logits in walked(_filled(flat), _filled(part["label"])):
             _put(encoder, table_ends(logits), flat[:, place])
         return part["label"]
 
@@ -213,12 +235,12 @@ def decompress(prior, data):
     fingerprint, count, checksum, payload = _read_header(data)
     if fingerprint != _fingerprint(prior):
         _refuse_file("that of another prior, or another backend", "Give the one that wrote it.")
-    steps, decoder = _steps(prior), RangeDecoder(payload)
+    walked, decoder = _walker(prior), RangeDecoder(payload)
 
     def read(label):
         n, label = len(label), _get_labels(decoder, len(label), prior.num_classes)
         maps = np.zeros((BATCH, prior.places), "int32")
-        for place, logits in walk(*steps, maps, _filled(label)):
+        for place, logits in walked(maps, _filled(label)):
             maps[:n, place] = [decoder.get(ends) for ends in table_ends(logits)[:n]]
         return maps[:n].reshape(n, *prior.shape), label
 
