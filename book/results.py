@@ -84,12 +84,11 @@ FIGURES = {
         "VQ with the learned prior, total": r"^total with the learned prior ([\d.]+),",
     },
     "09_other_quantizers": {
-        f"{name}, {what}": rf"^{start} +{column}"
-        for name, start in {"gradient rule": "gradient", "EMA with revival": "EMA, revived", "the same, with rotation": "EMA, rotation",
-                            "charged for bits": "charged, λ = 0.1", "cosine look-up": "cosine", "SimVQ": "SimVQ",
-                            "FSQ, 8 · 4 · 4": "FSQ 8 · 4 · 4", "LFQ": "LFQ, 7 bits", "BSQ": "BSQ, 7 bits"}.items()
-        for what, column in {"test MSE × 1000, mean and half span of three seeds": r"(\d+\.\d+ ± +\d+\.\d+) ",
-                             "bits by place": r"\d+\.\d+ ± .*?± .*?± .*?(\d+ ± +\d+)$"}.items()},
+        f"{name}, {what}": rf"^digits +MSE(?:.*\n)*?{name} +{column} "
+        for name in ("gradient", "EMA revived", "EMA rotation", "charged λ = 0.1", "cosine", "SimVQ", "FSQ 8 · 4 · 4", "FSQ 5 · 5 · 5",
+                     "LFQ 7 bits", "BSQ 7 bits", "residual 5 · 5 · 5", "product 5 · 5 · 5")
+        for what, column in {"test MSE × 1000 on digits, mean and half span of three seeds": r"(\d+\.\d+ ± \d+\.\d+)",
+                             "bits per digit under the small PixelCNN": r"\S+ ± \S+ +\S+ ± \S+ +\S+ ± \S+ +(\d+ ± \d+)"}.items()},
     "10_bytes": {
         "bytes per digit, PixelCNN": r"^PixelCNN: (\S+) bytes per digit",
         "more than it states": r"^PixelCNN: \S+ bytes per digit, (\S+) more",

@@ -136,7 +136,7 @@ MAGIC, HEADER = b"VQcodes1", "<8s8sII"  # behind it the checksum of the file, an
 
 def _fingerprint(prior):
     what = [keras.backend.backend(), prior.num_codes, prior.shape]
-    what += [prior.steps] if hasattr(prior, "group") else []  # the same weights, in another order
+    what += [prior.group.tolist()] if hasattr(prior, "group") else []  # same weights, other order
     state = hashlib.sha256(" ".join(map(str, what)).encode())
     for weights in prior.get_weights():
         state.update(np.ascontiguousarray(weights).tobytes())

@@ -49,7 +49,7 @@ class CompositeQuantizer(Quantizer):
 
     Args:
         quantizers: Different quantizers of equal `num_codes`; they compute in float32.
-        **kwargs: `gradient`, see `Quantizer`.
+        **kwargs: `gradient`, of the whole; that of the quantizers inside does not count.
     """
     derived = ("num_codes",)
 
@@ -124,10 +124,12 @@ def _checked_dropout(share):
 class ResidualQuantizer(CompositeQuantizer):
     """Each level quantizes what those before it have left over; the vector is their sum.
 
-    `decode` takes codes of fewer levels, `codes[..., :depth]`, for a coarser answer.
+    `encode` gives codes `(..., levels)`; `decode` also takes fewer, `codes[..., :depth]`, for a
+    coarser answer.
 
     Args:
-        quantizers: A codebook for each level, from coarse to fine.
+        quantizers: For each level, coarse to fine, one that quantizes vectors as they are: not
+            `FSQ`, `BinaryQuantizer` or `CosineQuantizer`, which change them first.
         dropout: The share of examples with a random depth in training; see `levels_reached`.
         seed: Makes the depths repeatable.
         **kwargs: See `CompositeQuantizer`.

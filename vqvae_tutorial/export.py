@@ -156,7 +156,7 @@ def prior_parts(prior, branch=False):
     """Gives a prior as two Keras models, `start` and `next_place`.
 
     Args:
-        prior: a `Prior`.
+        prior: a `Prior` that draws place after place, not a `MaskGIT`.
         branch: see `NextPlace`.
 
     Returns:

@@ -405,8 +405,9 @@ class VQVAE(keras.Model):
         encoder: a Keras model from signals to vectors `(batch, ..., D)`.
         decoder: a Keras model back from there.
         quantizer: a `Quantizer`.
-        value_range: `(lowest, highest)` of the signals: checked by `adapt` and `encode`, kept
-            by what is drawn.
+        value_range: `(lowest, highest)` of the signals, or `None` for any. `adapt` and `encode`
+            refuse others; in `fit` and `evaluate` they make the loss NaN; what is drawn is
+            clipped to it.
 
     Raises:
         ValueError: if the parts do not fit each other.

@@ -109,10 +109,10 @@ def _everywhere(dense, x):
 # %% ../nbs/06_pixelcnn.ipynb #1b697b0e
 @keras.saving.register_keras_serializable("vqvae_tutorial")
 class GatedLayer(layers.Layer):
-    """One layer of both stacks, which come in shifted: all kernels may see their own place.
+    """One layer of both stacks. They come in shifted, so that a kernel may see its own place.
 
     Args:
-        filters: n, channels of each stack.
+        filters: n, channels of each stack `(batch, rows, columns, n)`.
         kernel_size: Odd; kernels reach up, left and (only above) right by half of it.
         dropout, seed: Rate, and seed, of what is added to the horizontal stack.
     """
@@ -182,8 +182,8 @@ class PixelCNN(Prior):
         shape: `(rows, columns)` of a map, or `(length,)`.
         num_classes: Number of labels; `None` makes a prior without labels.
         filters: n, channels of each stack.
-        num_layers: Gated layers. With kernel size 3, `columns - 1` of them let all places see all
-            that came before.
+        num_layers: Gated layers. With kernel size 3, `max(rows, columns) - 1` of them let every
+            place see all that came before.
         kernel_size: Odd; see `GatedLayer`.
         dropout: Rate in the gated layers.
         code_dropout: Share of the codes that are hidden from the network in training, so that it

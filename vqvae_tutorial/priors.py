@@ -52,9 +52,10 @@ def _weigh(nats, sample_weight, mask):
 class Prior(keras.Model):
     """What all priors over maps of codes share: the loss, bits, sampling.
 
-    A prior draws the places of a map one after another, in reading order. A subclass gives `call`,
-    from codes to logits of which each sees only places before its own; and, to draw fast, `start`
-    and `call_with_cache`. It makes its weights in `__init__`, since all sizes are known there.
+    A prior draws the places of a map one after another, in reading order, unless a subclass says
+    otherwise, as `MaskGIT` does. A subclass gives `call`, from codes to logits of which each sees
+    only places before its own; and, to draw fast, `start` and `call_with_cache`. It makes its
+    weights in `__init__`, since all sizes are known there.
 
     `compile("adam")`, then `fit(codes)`, or with classes `fit({"codes": codes, "label": labels})`;
     under `"mask"` the dict may hold which places are real. Sample weights need the codes as targets,
@@ -205,7 +206,7 @@ class Prior(keras.Model):
 
     def sample(self, count=1, label=None, temperature=1.0, seed=None, start=None, batch_size=250,
                top_k=None, top_p=None):
-        """Draws new maps of codes, code after code.
+        """Draws new maps of codes: code after code, or by `MaskGIT` group after group.
 
         Besides weights and cache it holds 12 bytes × batch_size · places · K.
 

@@ -261,12 +261,16 @@ GRADIENTS = {"straight_through": straight_through}  # functions of vectors and q
 class Quantizer(Coder):
     """Replaces vectors by those that their codes stand for; a gradient passes all the same.
 
-    A subclass gives `nearest`, `embed` and, if it learns, `learn`. Places where a mask is False
-    count nowhere.
+    Called on vectors `(..., D)`, it gives as many in the policy's dtype, and leaves each code's
+    share of them in `frequencies`, float32 `(K,)`. Places where `mask` `(...)` is False count
+    nowhere. A subclass gives `nearest(vectors)`, `embed(codes)` and, if it learns, `learn`.
 
     Args:
         num_codes: K, the number of codes.
         gradient: How it passes: `"straight_through"`, or `"rotation"`; see `rotate_to`.
+
+    Raises:
+        ValueError: An argument is out of range, or the last axis is not D.
     """
     starts_from_data = False  # True if there is an `adapt` with something to set
 
@@ -344,7 +348,6 @@ class CodebookQuantizer(Quantizer):
         embeddings_initializer: `"kmeans"`, an initializer, or the codebook, an array `(K, D)`.
         seed: Makes the start repeatable.
     """
-
     learns_by_gradient = False
 
     def __init__(self, num_codes, embeddings_initializer="kmeans", seed=None, **kwargs):
@@ -374,6 +377,7 @@ class CodebookQuantizer(Quantizer):
         self.set_codebook(kmeans(vectors, self.num_codes, seed=self.seed))
 
     def set_codebook(self, embeddings):
+        """Sets the codebook to `embeddings`, numbers `(K, D)`."""
         self.codebook.assign(embeddings)
 
 # %% ../nbs/02_quantizer_layer.ipynb #5eab9c00
@@ -510,6 +514,7 @@ class VectorQuantizerEMA(VectorQuantizer):
             self.means.set(ops.where(dead, 1.0, used), ops.where(dead[:, None], fresh, total))
 
     def set_codebook(self, embeddings):
+        """Sets the codebook `(K, D)`, and the running means with it."""
         self.means.start(embeddings)
 
 # %% ../nbs/02_quantizer_layer.ipynb #285608eb

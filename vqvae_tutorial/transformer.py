@@ -134,8 +134,12 @@ def _nearness(network, places):
 class Transformer(layers.Layer):
     """Blocks between an embedding of codes and logits: what all priors of this chapter share.
 
+    Called on codes `(n, places)`, labels `(n,)` or `None`, and `seen`, which places may look
+    where, it gives logits `(n, places, K)`.
+
     Args:
-        num_codes, shape, num_classes: See `Prior`. Code `num_codes` is one nobody has seen yet.
+        num_codes, shape, num_classes: See `Prior`. Code `num_codes` is what is not known: hidden, or
+            before the first.
         width, num_layers, num_heads, dropout, seed: Of the blocks; see `TransformerPrior`.
     """
 
@@ -278,6 +282,9 @@ def cosine_groups(places, steps):
 
     After step s of S about cos(πs/2S) of the places are left; each step draws one at least.
 
+    Returns:
+        Integers `(steps,)` that add up to `places`.
+
     Raises:
         ValueError: There are more steps than places.
 
@@ -324,6 +331,10 @@ class MaskGIT(Prior):
     out over the map, in an order that is always the same; codes of a group do not see each other.
     So `bits` are exact for this order. Codes that `sample` is given as `start` are seen by all.
     While it trains, `fit` reports bits of hidden codes alone; `val_bits` are those of whole maps.
+
+    See `Prior` for `fit`, `bits` and `sample`. Called on codes, or on
+    `{"codes": …, "label": …}`, it gives logits `(batch, *shape, K)`. It has no step for a single
+    place, so `export_parts` cannot write it; `compress` can use it.
 
     Args:
         num_codes, shape, num_classes: See `Prior`; the shape may have any number of axes.
