@@ -217,7 +217,7 @@ class BinaryQuantizer(GridQuantizer):
         num_bits: D, the number of channels and of bits.
         sphere: Whether vectors and codes are scaled to length 1.
         entropy_cost, commitment_cost: The weights of `entropy_gap` and the commitment loss.
-        temperature: τ, how soft bits are: a corner is sure of its own with the chance σ(4 / τ).
+        temperature: τ, how soft bits are: at a corner, its own sign has the chance σ(4 / τ).
         **kwargs: See `GridQuantizer`.
 
     Reference:
