@@ -134,6 +134,10 @@ def kinds(rows):
             known = [short(factor * time) if time == time else UNKNOWN for time in times.values()]
             lines.append([*cell, *known, *(f"{ratio:.1f}" if ratio == ratio else "" for ratio in ratios)])
         text += f"{what}:\n\n" + table(heads, lines)
+        slower = {ours: [kind for (kind, _), each in found.items() if float(each[ours][column]) > float(each[other][column])]
+                  for ours in layers if ours != other and all(ours in each for each in found.values())}
+        text += " ".join(f"O{LAYERS[ours][1:]} is slower for {' and '.join(names) or 'none of the kinds'}." for ours, names in slower.items())
+        text += "\n\n"
     return text
 
 
