@@ -136,7 +136,8 @@ def kinds(rows):
         text += f"{what}:\n\n" + table(heads, lines)
         slower = {ours: [kind for (kind, _), each in found.items() if float(each[ours][column]) > float(each[other][column])]
                   for ours in layers if ours != other and all(ours in each for each in found.values())}
-        text += " ".join(f"O{LAYERS[ours][1:]} is slower for {' and '.join(names) or 'none of the kinds'}." for ours, names in slower.items())
+        text += " ".join(f"O{LAYERS[ours][1:]} is slower for {' and '.join(names) or 'none of the kinds'}."
+                         for ours, names in slower.items())
         text += "\n\n"
     return text
 
