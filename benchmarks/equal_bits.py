@@ -39,9 +39,9 @@ from vqvae_tutorial.scoring import build_classifier, class_accuracy, features, f
 from vqvae_tutorial.zoo import FSQ, BinaryQuantizer, CosineQuantizer, SimVQ  # noqa: E402
 
 FULL = {"images": 15_000, "epochs": 5, "prior_epochs": 3, "tested": 10_000, "drawn": 2_000,
-        "networks": {"filters": 32, "residual_blocks": 1}, "prior": {"filters": 48, "num_layers": 4}, "judge_epochs": 4}
+        "networks": {"filters": 32, "residual_blocks": 1}, "prior": {"filters": 48, "num_layers": 4}, "judge_epochs": 4, "needed": 60_000}
 QUICK = {"images": 256, "epochs": 1, "prior_epochs": 1, "tested": 128, "drawn": 100,
-         "networks": {"filters": 8, "residual_blocks": 0}, "prior": {"filters": 4, "num_layers": 1}, "judge_epochs": 1}
+         "networks": {"filters": 8, "residual_blocks": 0}, "prior": {"filters": 4, "num_layers": 1}, "judge_epochs": 1, "needed": 256}
 DATA = {"digits": load_digits, "clothes": load_all_clothes}
 
 # The size D of the vectors, and a maker.
@@ -143,7 +143,7 @@ def compare(names, seeds, budget, folder, out):
     bar, loaded = keras.utils.Progbar(len(missing), unit_name="model"), {}
     for done, (name, quantizer, seed) in enumerate(missing, start=1):
         if name not in loaded:
-            pictures = DATA[name]()
+            pictures = DATA[name](budget["needed"])
             judge = judge_for(name, pictures, folder, budget)
             first = [part[: budget["images"]] for part in pictures.train[:2]], [part[: budget["tested"]] for part in pictures.test[:2]]
             right = class_accuracy(judge, *pictures.test[:2])

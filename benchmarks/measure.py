@@ -129,12 +129,12 @@ def load_people():
     return people
 
 
-def load_all_clothes():
-    """Fashion-MNIST with all 70,000 pictures; ends where there is only the sample."""
+def load_all_clothes(count=60_000):
+    """Fashion-MNIST; ends where there are not as many training pictures."""
     from vqvae_tutorial.pictures import load_fashion_mnist
 
     clothes = load_fashion_mnist()
-    _complete(len(clothes.train.images), 60_000, "training pictures of clothes",
+    _complete(len(clothes.train.images), count, "training pictures of clothes",
               "set VQVAE_TUTORIAL_FASHION_MNIST to the path of a fashion_mnist.npz, or go online")
     return clothes
 

@@ -54,7 +54,7 @@ def arrays(vectors, number, size):
 # The layers. Each gives two functions of inputs and slope: forward gives outputs, step gives the gradient of the inputs.
 
 
-def ours(codebook, kind):
+def ours(codebook, kind="EMA"):
     layer = KINDS[kind][1](codebook)
     layer.build((None, KINDS[kind][0] or codebook.shape[1]))
     for each in getattr(layer, "quantizers", [layer]):
@@ -93,7 +93,7 @@ def compiled(tf, size, function):
     return tf.function(function, input_signature=[spec] * function.__code__.co_argcount, jit_compile=False)
 
 
-def ours_tensorflow(codebook, kind):
+def ours_tensorflow(codebook, kind="EMA"):
     import tensorflow as tf
 
     layer = ours(codebook, kind)
@@ -110,7 +110,7 @@ def ours_tensorflow(codebook, kind):
     return compiled(tf, size, lambda inputs: layer(inputs)), compiled(tf, size, step)
 
 
-def ours_jax(codebook, kind):
+def ours_jax(codebook, kind="EMA"):
     import jax
     import jax.numpy as jnp
 
@@ -135,7 +135,7 @@ def ours_jax(codebook, kind):
     return lambda inputs: forward(state, inputs).block_until_ready(), step
 
 
-def ours_torch(codebook, kind):
+def ours_torch(codebook, kind="EMA"):
     import torch
 
     layer = ours(codebook, kind)
@@ -154,7 +154,7 @@ def ours_torch(codebook, kind):
     return forward, step
 
 
-def one_hot_tensorflow(codebook, kind):
+def one_hot_tensorflow(codebook, kind="EMA"):
     """Distances, argmin, a one-hot matrix of N×K, and its product with the codebook, which learns by gradient (equation 3)."""
     import keras
     import tensorflow as tf
@@ -237,7 +237,7 @@ def their(name, **options):
     return make
 
 
-def vector_quantize_pytorch(codebook, kind):
+def vector_quantize_pytorch(codebook, kind="EMA"):
     import torch
 
     layer = KINDS[kind][2](codebook)

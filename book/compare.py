@@ -124,7 +124,7 @@ def kinds(rows):
     layers, other = [layer for layer in LAYERS if not layer.startswith("one-hot")], "vector-quantize-pytorch"
     frameworks = "PyTorch", "TensorFlow"
     heads = ["kind", "D", *(LAYERS[layer] for layer in layers), *(f"{other} / ours on {each}" for each in frameworks)]
-    text = f"There are {int(rows[0]['N']):,} vectors and about {int(rows[0]['K']):,} codes. "
+    text = f"There are {int(rows[0]['N']):,} vectors and about {int(rows[0]['K']):,} codes (residual: four codebooks of 256). "
     for column in ("step_seconds", "forward_seconds"):
         what, factor = COLUMNS[column]
         lines = []
@@ -135,7 +135,7 @@ def kinds(rows):
             lines.append([*cell, *known, *(f"{ratio:.1f}" if ratio == ratio else "" for ratio in ratios)])
         text += f"{what}:\n\n" + table(heads, lines)
         slower = {ours: [kind for (kind, _), each in found.items() if float(each[ours][column]) > float(each[other][column])]
-                  for ours in layers if ours != other and all(ours in each for each in found.values())}
+                  for ours in layers if ours != other and all({ours, other} <= set(each) for each in found.values())}
         text += " ".join(f"O{LAYERS[ours][1:]} is slower for {' and '.join(names) or 'none of the kinds'}."
                          for ours, names in slower.items())
         text += "\n\n"

@@ -376,6 +376,10 @@ def test_signs_as_vector_quantize_pytorch(package, sphere):
             output, _, loss = layer((torch.from_numpy(x) @ kernel)[None], inv_temperature=2.0)
             ((output[0] * torch.from_numpy(sent)).sum(dim=-1).mean() + loss).backward()
             np.testing.assert_allclose(gradient_of_encoder(quantizer, x, sent), kernel.grad, atol=1e-4)
+    layer = package.LFQ(dim=D, codebook_size=2**D, spherical=sphere, entropy_loss_weight=0.0, commitment_loss_weight=0.25)
+    gradient = their_step(layer, x, sent)[-1]
+    quantizer = BinaryQuantizer(D, sphere=sphere, entropy_cost=0.0, commitment_cost=0.25)
+    np.testing.assert_allclose(gradient_of_encoder(quantizer, x, sent), gradient, atol=1e-5)
 
 
 def test_cosine_as_vector_quantize_pytorch(package, batches, codebook):

@@ -362,3 +362,25 @@ def test_the_study_at_equal_bits_goes_on_where_it_was_stopped(few, tmp_path, cap
     large = read(out.with_name("quick_large.csv"))
     assert set(large["quantizer"]) == {"EMA revived", "BSQ"} and (large["K"] == 256).all()
     assert list(large.dtype.names) == list(read(RESULTS / "equal_bits_large.csv").dtype.names)
+
+
+def test_what_chapter_9_reads_from_the_study(equal):
+    def mean(data, column):
+        return {str(name): equal[(equal["data"] == data) & (equal["quantizer"] == name)][column].mean() for name in set(equal["quantizer"])}
+
+    errors, bits = mean("digits", "mse"), mean("digits", "prior_bits")
+    six = sorted(errors, key=errors.get)[:6]
+    assert set(six[:2]) == {"FSQ 5 · 5 · 5", "FSQ 8 · 4 · 4"} and min(six, key=bits.get) == "product 5 · 5 · 5"
+    assert 1.1 * errors["FSQ 8 · 4 · 4"] < errors["product 5 · 5 · 5"]  # fewer bits, but not the smallest error
+    assert 1.2 * errors["EMA revived"] < errors["EMA rotation"]
+    assert max(mean("digits", "frechet"), key=mean("digits", "frechet").get) == "EMA rotation"
+    assert sorted(bits, key=bits.get)[:2] == ["charged λ = 0.1", "LFQ 7 bits"]
+    errors, bits = mean("clothes", "mse"), mean("clothes", "prior_bits")
+    five = sorted(errors.values())[:5]
+    assert five[-1] < 1.03 * five[0] < 1.03 * errors["product 5 · 5 · 5"] and max(bits, key=bits.get) == "residual 5 · 5 · 5"
+    place = mean("digits", "place_bits")
+    assert place["residual 5 · 5 · 5"] < 0.8 * place["cosine"] and mean("digits", "prior_bits")["residual 5 · 5 · 5"] > 0.95 * (
+        mean("digits", "prior_bits")["cosine"])
+    large = {(int(row["K"]), str(row["quantizer"])): row for row in read(RESULTS / "equal_bits_large.csv")}
+    assert large[65_536, "gradient"]["used"] < 2 * large[1024, "gradient"]["used"]
+    assert sorted((row["mse"], name) for (K, name), row in large.items() if K == 65_536)[0][1] == "FSQ"

@@ -106,7 +106,7 @@ BATCH = 250  # maps that are coded side by side; part of the format
 
 
 def _walker(prior):
-    """A walk by compiled steps: for codes and label it yields `(place, logits)`, as `walk` does."""
+    """A walk by compiled steps: of codes and label it yields what `walk` does."""
     if hasattr(prior, "group"):
         return partial(_walk_by_groups, prior, _looking(prior))
     steps = [lambda part=part, **given: part.predict_on_batch(given)

@@ -488,7 +488,6 @@ class VectorQuantizerEMA(VectorQuantizer):
     Reference:
         van den Oord et al. (2017), appendix A.1.
     """
-
     learns_by_gradient = False
 
     def __init__(self, num_codes, decay=0.99, revival_threshold=0.1, **kwargs):

@@ -138,8 +138,8 @@ class Transformer(layers.Layer):
     where, it gives logits `(n, places, K)`.
 
     Args:
-        num_codes, shape, num_classes: See `Prior`. Code `num_codes` is what is not known: hidden, or
-            before the first.
+        num_codes, shape, num_classes: See `Prior`. Code `num_codes` is what is not known:
+            hidden, or before the first.
         width, num_layers, num_heads, dropout, seed: Of the blocks; see `TransformerPrior`.
     """
 
