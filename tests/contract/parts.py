@@ -112,6 +112,7 @@ GROUPED = {"maskgit"}  # in an order of their own, and given codes are in view f
 SIGNALS = {"one channel": (16, 1), "stereo": (16, 2), "grey": (8, 8, 1), "colour": (8, 8, 3), "video": (4, 4, 8, 1)}
 
 JAX = keras.backend.backend() == "jax"  # where Keras loses the weights of a model when the first step of `fit` raises an error
+TORCH = keras.backend.backend() == "torch"  # which knows no graph, and takes a step at a time
 NEARLY = {"rtol": 1e-4, "atol": 1e-5}  # the same numbers, rounded in another order
 
 POLICIES = ["float32", "mixed_float16", "mixed_bfloat16", "float64"]

