@@ -247,7 +247,7 @@ MUTANTS = [
     ("coding", "a damaged file is read", "if struct.pack(\"<I\", zlib.crc32(header + stream)) != of_file:", "if False:"),
     ("coding", "wrong codes are given out", "if _checksum(codes, label) != checksum:", "if False:"),
     ("coding", "another prior's file is read", "if fingerprint != _fingerprint(prior):", "if False:"),
-    ("coding", "groups of another number are read", 'what += [prior.steps] if hasattr(prior, "group") else []', "pass"),
+    ("coding", "groups of another number are read", 'what += [prior.group.tolist()] if hasattr(prior, "group") else []', "pass"),
     ("coding", "a group sees itself", "np.where(prior.group < step, codes, -1)", "np.where(prior.group <= step, codes, -1)"),
     ("export", "a charge is forgotten", "axis=-1) + charge", "axis=-1)"),
     ("export", "the row is never computed", "ops.where(condition, new, old)", "old"),
