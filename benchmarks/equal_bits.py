@@ -8,7 +8,7 @@ trained here for clothes. Every row is written when it is finished, so the comma
 missing.
 
 `--large` makes a second table: how many of 1,024, 8,192 and 65,536 codes are used after one pass over the same digits, and what a step of
-training takes the quantizer alone; there the quantizers take turns.
+training takes a model of a dense layer and the quantizer; there the quantizers take turns.
 
 Chapter 9 shows both.
 """
@@ -178,7 +178,7 @@ def start_from_data(model, images):
 
 
 def step_of(number, make):
-    """A step of training of the quantizer alone, on the vectors of a batch of 64 pictures."""
+    """A step of training of a dense layer and the quantizer, on as many vectors as 64 pictures have."""
     keras.utils.set_random_seed(0)
     size, quantizer = make(number)
     inputs = keras.Input((7, 7, size))

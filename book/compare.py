@@ -263,6 +263,7 @@ SECTIONS = {
     "limit": ("Distance to the limit", limit, True),
     "accelerator": ("Another machine", accelerator, False),
 }
+COMMANDS = {"quantizer_kinds": "quantizer.py --kinds"}  # where a table's script has another name
 
 
 def made_with(rows):
@@ -281,6 +282,5 @@ def page(source):
             rows = read(RESULTS / f"{name}.csv")
             with book_style():
                 text += f"## {title}\n{told[title]}\n{section(rows)}"
-            command = name.replace("_kinds", ".py --kinds") if name.endswith("_kinds") else f"{name}.py"
-            text += f"Measured with `.venv/bin/python benchmarks/{command}`" + made_with(rows) + ".\n\n"
+            text += f"Measured with `.venv/bin/python benchmarks/{COMMANDS.get(name, f'{name}.py')}`" + made_with(rows) + ".\n\n"
     return text

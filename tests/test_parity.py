@@ -235,18 +235,22 @@ def package():
     return pytest.importorskip("vector_quantize_pytorch", reason=reason)
 
 
+def put(layer, codebook):
+    """Puts their layer's codebook, and its running means, where ours are."""
+    import torch
+
+    start = torch.from_numpy(codebook)[None]
+    layer._codebook.embed.data.copy_(start)
+    layer._codebook.cluster_size.data.fill_(N / K)
+    layer._codebook.embed_avg.data.copy_(start * (N / K))
+    return layer.train()
+
+
 @pytest.fixture
 def theirs(package, codebook):
     """Their layer at the same codebook, with our settings: no rotation trick, which theirs has by default; no Laplace smoothing."""
-    import torch
-
     def make(eps=0.0):
-        layer = package.VectorQuantize(D, K, decay=DECAY, eps=eps, commitment_weight=0.25, rotation_trick=False)
-        start = torch.from_numpy(codebook)[None]
-        layer._codebook.embed.data.copy_(start)
-        layer._codebook.cluster_size.data.fill_(N / K)
-        layer._codebook.embed_avg.data.copy_(start * (N / K))
-        return layer.train()
+        return put(package.VectorQuantize(D, K, decay=DECAY, eps=eps, commitment_weight=0.25, rotation_trick=False), codebook)
 
     return make
 
@@ -385,10 +389,8 @@ def test_signs_as_vector_quantize_pytorch(package, sphere):
 def test_cosine_as_vector_quantize_pytorch(package, batches, codebook):
     """Codes, output, commitment loss and the encoder's gradient. Their codebook learns by running means, ours by gradient; so ours has
     the codebook's term of equation 3 as well, which is no business of the encoder."""
-    import torch
-
-    layer = package.VectorQuantize(D, K, use_cosine_sim=True, commitment_weight=0.25, rotation_trick=False, freeze_codebook=True)
-    layer._codebook.embed.data.copy_(torch.from_numpy(unit(codebook))[None])
+    settings = {"use_cosine_sim": True, "commitment_weight": 0.25, "rotation_trick": False, "freeze_codebook": True}
+    layer = put(package.VectorQuantize(D, K, **settings), unit(codebook))
     quantizer = CosineQuantizer(K, commitment_cost=0.25, embeddings_initializer=codebook)
     codes, output, loss, gradient = their_step(layer, batches[0], batches[1])
     np.testing.assert_array_equal(values(quantizer.encode(batches[0])), codes)
@@ -427,11 +429,8 @@ def test_simvq_as_vector_quantize_pytorch(package, batches, codebook, rotation):
 
 
 def test_the_rotation_trick_as_vector_quantize_pytorch(package, batches, codebook):
-    """Their codebook at its default, but for the smoothing."""
-    import torch
-
-    layer = package.VectorQuantize(D, K, commitment_weight=0.25, rotation_trick=True, freeze_codebook=True)
-    layer._codebook.embed.data.copy_(torch.from_numpy(codebook)[None])
+    """Their codebook at its default, frozen."""
+    layer = put(package.VectorQuantize(D, K, commitment_weight=0.25, rotation_trick=True, freeze_codebook=True), codebook)
     same(VectorQuantizerEMA(K, gradient="rotation", embeddings_initializer=codebook), layer, batches[0], batches[1])
 
 
@@ -443,10 +442,8 @@ def test_residual_as_vector_quantize_pytorch(package, batches):
 
     books = np.random.default_rng(3).normal(size=(3, K, D)).astype("float32") * np.array([1, 0.5, 0.25], "float32")[:, None, None]
     layer = package.ResidualVQ(dim=D, num_quantizers=3, codebook_size=K, decay=DECAY, eps=0.0, commitment_weight=0.25, rotation_trick=False)
-    for level, book in zip(layer.layers, torch.from_numpy(books)):
-        level._codebook.embed.data.copy_(book[None])
-        level._codebook.cluster_size.data.fill_(N / K)
-        level._codebook.embed_avg.data.copy_(book[None] * (N / K))
+    for level, book in zip(layer.layers, books):
+        put(level, book)
     quantizer = ResidualQuantizer([ours(book, LONG_AGO) for book in books])
     quantizer.build((None, D))
     for batch in batches:
@@ -459,8 +456,8 @@ def test_residual_as_vector_quantize_pytorch(package, batches):
 
     x, sent = batches[0], batches[1]
     without_loss = package.ResidualVQ(dim=D, num_quantizers=3, codebook_size=K, commitment_weight=0.0, rotation_trick=False)
-    for level, book in zip(without_loss.layers, torch.from_numpy(books)):
-        level._codebook.embed.data.copy_(book[None])
+    for level, book in zip(without_loss.layers, books):
+        put(level, book)
     gradient = their_step(without_loss.train(), x, sent)[-1]
     levels = [VectorQuantizerEMA(K, commitment_cost=0.0, embeddings_initializer=book) for book in books]
     np.testing.assert_allclose(3 * gradient_of_encoder(ResidualQuantizer(levels), x, sent), gradient, rtol=1e-4, atol=1e-5)
