@@ -111,6 +111,8 @@ def test_the_script_trains_both_and_then_nothing(digits, tmp_path, monkeypatch, 
     assert [line["part"] for line in map(json.loads, filter(lambda x: x[:1] == "{", capsys.readouterr().out.splitlines()))] == ["vqvae"]
     for ours, theirs in zip(weights(model), weights(again), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+    other, _ = script.train(["vqvae"], seed=2, quick=True, data=digits, recipe=(0.5, 3, 1))
+    assert other.quantizer.rate_weight == 0.5 and (tmp_path / "nbs" / "runs" / "vqvae_0.5_3_1_seed2_quick").is_dir()
     assert script.folder("vqvae").name == "vqvae" and script.folder("prior").name == "prior"  # where chapters 3 and 6 look
 
 
@@ -125,7 +127,8 @@ def test_a_pair_is_worth_one_row_of_the_table(digits, tmp_path, monkeypatch):
     for seed in (0, 1, 0):
         script.keep_row(pair, seed, few)
     rows = np.genfromtxt(script.TABLE, delimiter=",", names=True, dtype=None, encoding="utf-8")
-    assert rows["recipe"].tolist() == ["charge λ = 0.1"] * 2 and sorted(rows["seed"]) == [0, 1]
+    recipe = f"λ = {pair[0].quantizer.rate_weight}: {presets.VQVAE_EPOCHS} + {presets.PRIOR_EPOCHS} epochs"
+    assert rows["recipe"].tolist() == [recipe] * 2 and sorted(rows["seed"]) == [0, 1]
     codes = pair[0].encode(few.test.images)
     assert rows["mse"][0] == pytest.approx(np.mean((pair[0].decode(codes) - few.test.images) ** 2), rel=1e-3)
     assert rows["usage"][0] == len(np.unique(codes))

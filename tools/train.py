@@ -1,6 +1,6 @@
 """Train the pair that ships, VQ-VAE and prior, on any backend: `python tools/train.py mnist`.
 
-    python tools/train.py mnist [--seed N] [--part vqvae|prior] [--quick] [--release] [--score]
+    python tools/train.py mnist [--seed N] [--part vqvae|prior] [--recipe λ E F] [--quick] [--release] [--score]
 
 It trains by the very functions that chapters 3 and 6 call, and keeps both trainings in `nbs/runs`; for seed 0 in the folders
 where the chapters look, so that they go on from there and train nothing again. A training that was stopped goes on with the epoch
@@ -10,6 +10,7 @@ The prior needs the VQ-VAE, which is trained first where it is not finished.
 The last line is a JSON object with what was measured on the test digits; it is also kept as `scores.json` beside the training, and
 a pair that was trained in full becomes a row of `vqvae_tutorial/results/recipes.csv`, which chapter 7 shows. `--score` trains
 nothing, and measures the pair that ships.
+`--recipe 0.1 10 6` tries another charge for bits, and other numbers of epochs of the VQ-VAE and of the prior, in folders of its own.
 `--quick` trains on 512 digits for two epochs, in folders of its own, to see that everything works. `--release` writes the weights of
 both, once they are trained, to `vqvae_tutorial/pretrained`, from where `load_pretrained` takes them: a pair is released together.
 """
@@ -30,21 +31,21 @@ HELD_OUT = 5_000  # of the training digits: the prior's best epoch is judged by 
 QUICK_DIGITS, QUICK_EPOCHS = 512, 2
 
 
-def folder(part, seed=0, quick=False):
+def folder(part, seed=0, quick=False, recipe=None):
     """Where a training is kept."""
-    name = part + ("" if seed == 0 else f"_seed{seed}") + ("_quick" if quick else "")
+    name = "_".join([part, *map(str, recipe or ())]) + ("" if seed == 0 else f"_seed{seed}") + ("_quick" if quick else "")
     return ROOT / "nbs" / "runs" / name
 
 
-def keep(part, seed, quick, scores):
+def keep(part, seed, quick, scores, recipe=None):
     """Writes and prints the scores of one part."""
     rounded = {name: round(float(value), 6) for name, value in scores.items()}
     line = json.dumps({"part": part, "seed": seed, "quick": quick, "backend": os.environ.get("KERAS_BACKEND", "")} | rounded)
-    (folder(part, seed, quick) / "scores.json").write_text(line + "\n", encoding="utf-8")
+    (folder(part, seed, quick, recipe) / "scores.json").write_text(line + "\n", encoding="utf-8")
     print(line, flush=True)
 
 
-def train(parts, seed=0, quick=False, data=None):
+def train(parts, seed=0, quick=False, data=None, recipe=None):
     """Trains the parts that were asked for, and gives the pair.
 
     Args:
@@ -52,6 +53,7 @@ def train(parts, seed=0, quick=False, data=None):
         seed: of the weights, the codebook's start, dropout and the order of the digits.
         quick: whether to train next to nothing.
         data: `Digits`; all of MNIST where it is not given.
+        recipe: `(λ, epochs of the VQ-VAE, epochs of the prior)`, other than those of the presets.
     """
     import keras
     import numpy as np
@@ -66,17 +68,23 @@ def train(parts, seed=0, quick=False, data=None):
 
     keras.utils.set_random_seed(seed)
     model, prior = build_mnist(seed)
-    print(f"VQ-VAE of {count:,} digits, in {folder('vqvae', seed, quick).relative_to(ROOT)}", flush=True)
-    train_vqvae(model, images, folder("vqvae", seed, quick), validation_data=(test, test), **options)
-    keep("vqvae", seed, quick, model.evaluate(test, batch_size=250, verbose=0, return_dict=True))
+    first = second = options
+    if recipe:
+        model.quantizer.rate_weight = recipe[0]
+        first, second = ({"epochs": epochs} | options for epochs in recipe[1:])
+    place = folder("vqvae", seed, quick, recipe)
+    print(f"VQ-VAE of {count:,} digits, in {place.relative_to(ROOT)}", flush=True)
+    train_vqvae(model, images, place, validation_data=(test, test), **first)
+    keep("vqvae", seed, quick, model.evaluate(test, batch_size=250, verbose=0, return_dict=True), recipe)
     if "prior" in parts:
         codes, test_codes = model.encode(images), model.encode(test)
         learned = count - min(HELD_OUT, count // 4)
         held_out = ({"codes": codes[learned:], "label": labels[learned:]},)
-        print(f"prior over its codes, in {folder('prior', seed, quick).relative_to(ROOT)}", flush=True)
+        place = folder("prior", seed, quick, recipe)
+        print(f"prior over its codes, in {place.relative_to(ROOT)}", flush=True)
         keras.utils.set_random_seed(seed)
-        train_prior(prior, codes[:learned], labels[:learned], folder("prior", seed, quick), validation_data=held_out, **options)
-        keep("prior", seed, quick, {"bits": np.mean(prior.bits(test_codes, test_labels))})
+        train_prior(prior, codes[:learned], labels[:learned], place, validation_data=held_out, **second)
+        keep("prior", seed, quick, {"bits": np.mean(prior.bits(test_codes, test_labels))}, recipe)
     return model, prior
 
 
@@ -101,9 +109,12 @@ def score(model, prior, digits):
     return {"usage": int(np.count_nonzero(frequencies))} | {name: float(value) for name, value in numbers.items()}
 
 
-def keep_row(pair, seed, digits):
+def keep_row(pair, seed, digits, epochs=None):
     """Puts what a pair is worth into the table, in the place of the row that the same recipe and seed had."""
-    row = {"recipe": f"charge λ = {pair[0].quantizer.rate_weight}", "seed": seed} | score(*pair, digits)
+    from vqvae_tutorial.presets import PRIOR_EPOCHS, VQVAE_EPOCHS
+
+    first, second = epochs or (VQVAE_EPOCHS, PRIOR_EPOCHS)
+    row = {"recipe": f"λ = {pair[0].quantizer.rate_weight}: {first} + {second} epochs", "seed": seed} | score(*pair, digits)
     print(json.dumps(row, ensure_ascii=False), flush=True)
     write(TABLE, [row], ["recipe", "seed"])
 
@@ -124,21 +135,25 @@ def main(arguments=None):
     parser.add_argument("name", choices=["mnist"], help="what to train")
     parser.add_argument("--seed", type=int, default=0, help="default: 0, the one that ships")
     parser.add_argument("--part", choices=["vqvae", "prior"], help="default: both; a prior also needs its VQ-VAE")
+    parser.add_argument("--recipe", nargs=3, metavar=("λ", "EPOCHS", "EPOCHS"), help="another charge, and epochs of VQ-VAE and prior")
     parser.add_argument("--quick", action="store_true", help="two epochs on 512 digits")
     parser.add_argument("--release", action="store_true", help="write the weights that the package ships")
     parser.add_argument("--score", action="store_true", help="train nothing, and measure the pair that ships")
     chosen = parser.parse_args(arguments)
     if chosen.release and (chosen.quick or chosen.part == "vqvae"):
         parser.error("--release needs both parts, fully trained: leave out --quick and --part vqvae")
+    if chosen.release and chosen.recipe:
+        parser.error("--release ships the recipe of the presets: leave out --recipe, or change the presets")
+    recipe = chosen.recipe and (float(chosen.recipe[0]), *map(int, chosen.recipe[1:]))
     if chosen.score:
         from vqvae_tutorial import load_pretrained
 
         keep_row(load_pretrained(chosen.name), 0, load_digits())
         return 0
     try:
-        pair = train(["vqvae"] if chosen.part == "vqvae" else ["vqvae", "prior"], chosen.seed, chosen.quick)
+        pair = train(["vqvae"] if chosen.part == "vqvae" else ["vqvae", "prior"], chosen.seed, chosen.quick, recipe=recipe)
         if chosen.part != "vqvae" and not chosen.quick:
-            keep_row(pair, chosen.seed, load_digits())
+            keep_row(pair, chosen.seed, load_digits(), recipe and recipe[1:])
         if chosen.release:
             release(*pair)
     except KeyboardInterrupt:
