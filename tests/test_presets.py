@@ -113,6 +113,10 @@ def test_the_script_trains_both_and_then_nothing(digits, tmp_path, monkeypatch, 
         np.testing.assert_array_equal(ours, theirs)
     other, _ = script.train(["vqvae"], seed=2, quick=True, data=digits, recipe=(0.5, 3, 1))
     assert other.quantizer.rate_weight == 0.5 and (tmp_path / "nbs" / "runs" / "vqvae_0.5_3_1_seed2_quick").is_dir()
+    for refused in (["-1", "2", "2"], ["0.1", "0", "2"], ["0.1", "2.5", "2"]):
+        with pytest.raises(SystemExit):
+            script.main(["mnist", "--recipe", *refused])
+        assert "--recipe takes a charge" in capsys.readouterr().err
     assert script.folder("vqvae").name == "vqvae" and script.folder("prior").name == "prior"  # where chapters 3 and 6 look
 
 
@@ -152,11 +156,11 @@ def test_what_ships_draws_digits_and_knows_its_codes(digits):
     model, prior = load_pretrained("mnist")
     images, labels = digits.test.images[:500], digits.test.labels[:500]
     codes = model.encode(images)
-    assert np.mean((model.decode(codes) - images) ** 2) < 0.0031
+    assert np.mean((model.decode(codes) - images) ** 2) < 0.0027  # .0026 on these, .0025 on all
     assert len(np.unique(codes)) > 4
     bits = prior.bits(codes, labels)
     shuffled = np.random.default_rng(0).permuted(codes.reshape(500, -1), axis=1).reshape(codes.shape)
-    assert bits.mean() < 200 and prior.bits(shuffled, labels).mean() > 1.3 * bits.mean()
+    assert bits.mean() < 90 and prior.bits(shuffled, labels).mean() > 1.3 * bits.mean()
     assert prior.bits(codes, (labels + 1) % 10).mean() > bits.mean() + 5  # the label says something
     drawn = model.decode(prior.sample(4, label=[0, 1, 2, 3], seed=0))
     assert drawn.shape == (4, 28, 28, 1) and 0.03 < drawn.mean() < 0.3

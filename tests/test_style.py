@@ -42,7 +42,7 @@ def shown(path, answers=False):
         if cell["cell_type"] == "markdown":
             section = [section, *HEADING.findall(source)][-1]
             yield Cell(number, source, [], False)
-        elif not (is_answer(directives, section) and not answers or any(re.match("hide|default_exp", directive) for directive in directives)):
+        elif (answers or not is_answer(directives, section)) and not any(re.match("hide|default_exp", name) for name in directives):
             folded = {"code-fold: true", "echo: false"} & set(directives)
             mimes = {mime for output in cell.get("outputs", []) for mime in output.get("data", {})}
             pictured = any(directive.startswith("fig-alt:") for directive in directives)

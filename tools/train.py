@@ -37,14 +37,6 @@ def folder(part, seed=0, quick=False, recipe=None):
     return ROOT / "nbs" / "runs" / name
 
 
-def keep(part, seed, quick, scores, recipe=None):
-    """Writes and prints the scores of one part."""
-    rounded = {name: round(float(value), 6) for name, value in scores.items()}
-    line = json.dumps({"part": part, "seed": seed, "quick": quick, "backend": os.environ.get("KERAS_BACKEND", "")} | rounded)
-    (folder(part, seed, quick, recipe) / "scores.json").write_text(line + "\n", encoding="utf-8")
-    print(line, flush=True)
-
-
 def train(parts, seed=0, quick=False, data=None, recipe=None):
     """Trains the parts that were asked for, and gives the pair.
 
@@ -66,6 +58,12 @@ def train(parts, seed=0, quick=False, data=None, recipe=None):
     test, test_labels = digits.test.images[:count], digits.test.labels[:count]
     options = {"verbose": 1 if sys.stdout.isatty() else 2} | ({"epochs": QUICK_EPOCHS} if quick else {})
 
+    def keep(part, place, scores):  # prints them, and writes them beside the training
+        known = {"part": part, "seed": seed, "quick": quick, "backend": keras.backend.backend()}
+        line = json.dumps(known | {name: round(float(value), 6) for name, value in scores.items()})
+        (place / "scores.json").write_text(line + "\n", encoding="utf-8")
+        print(line, flush=True)
+
     keras.utils.set_random_seed(seed)
     model, prior = build_mnist(seed)
     first = second = options
@@ -75,7 +73,7 @@ def train(parts, seed=0, quick=False, data=None, recipe=None):
     place = folder("vqvae", seed, quick, recipe)
     print(f"VQ-VAE of {count:,} digits, in {place.relative_to(ROOT)}", flush=True)
     train_vqvae(model, images, place, validation_data=(test, test), **first)
-    keep("vqvae", seed, quick, model.evaluate(test, batch_size=250, verbose=0, return_dict=True), recipe)
+    keep("vqvae", place, model.evaluate(test, batch_size=250, verbose=0, return_dict=True))
     if "prior" in parts:
         codes, test_codes = model.encode(images), model.encode(test)
         learned = count - min(HELD_OUT, count // 4)
@@ -84,7 +82,7 @@ def train(parts, seed=0, quick=False, data=None, recipe=None):
         print(f"prior over its codes, in {place.relative_to(ROOT)}", flush=True)
         keras.utils.set_random_seed(seed)
         train_prior(prior, codes[:learned], labels[:learned], place, validation_data=held_out, **second)
-        keep("prior", seed, quick, {"bits": np.mean(prior.bits(test_codes, test_labels))}, recipe)
+        keep("prior", place, {"bits": np.mean(prior.bits(test_codes, test_labels))})
     return model, prior
 
 
@@ -135,7 +133,8 @@ def main(arguments=None):
     parser.add_argument("name", choices=["mnist"], help="what to train")
     parser.add_argument("--seed", type=int, default=0, help="default: 0, the one that ships")
     parser.add_argument("--part", choices=["vqvae", "prior"], help="default: both; a prior also needs its VQ-VAE")
-    parser.add_argument("--recipe", nargs=3, metavar=("λ", "EPOCHS", "EPOCHS"), help="another charge, and epochs of VQ-VAE and prior")
+    parser.add_argument("--recipe", nargs=3, type=float, metavar=("λ", "EPOCHS", "EPOCHS"),
+                        help="another charge, and epochs of VQ-VAE and prior")
     parser.add_argument("--quick", action="store_true", help="two epochs on 512 digits")
     parser.add_argument("--release", action="store_true", help="write the weights that the package ships")
     parser.add_argument("--score", action="store_true", help="train nothing, and measure the pair that ships")
@@ -144,7 +143,9 @@ def main(arguments=None):
         parser.error("--release needs both parts, fully trained: leave out --quick and --part vqvae")
     if chosen.release and chosen.recipe:
         parser.error("--release ships the recipe of the presets: leave out --recipe, or change the presets")
-    recipe = chosen.recipe and (float(chosen.recipe[0]), *map(int, chosen.recipe[1:]))
+    recipe = chosen.recipe and (chosen.recipe[0], *map(int, chosen.recipe[1:]))
+    if recipe and not (recipe[0] >= 0 and min(recipe[1:]) > 0 and list(recipe) == chosen.recipe):
+        parser.error(f"--recipe takes a charge from 0 on and two whole numbers of epochs, such as 0.1 10 6; given: {chosen.recipe}")
     if chosen.score:
         from vqvae_tutorial import load_pretrained
 
