@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 PY := .venv/bin/python
 QUICK := $(addprefix tests/test_,style.py checks.py quantization.py results.py callbacks.py plotting.py)
-SPREAD := -n auto --maxprocesses 4 --dist loadfile -q
+SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -q
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONUTF8 := 1
 
@@ -14,7 +14,7 @@ help:
 	@echo 'make serve        build the book and serve it on a free port of this machine'
 	@echo 'make check        a first look, within a minute: lint, outputs older than their code, style, and the fastest tests'
 	@echo 'make test         run every cell of every notebook (small budget), and the tests'
-	@echo 'make test-all     the same with what is slow, and look at every page of the site at three widths in both themes'
+	@echo 'make test-all     the same with what is slow, all combinations, and every page of the site at three widths in both themes'
 	@echo 'make test-colab   run the wheel, every chapter and the library tests with the versions of Google Colab'
 	@echo 'make test-oldest  the same with the oldest versions that settings.ini allows, on the oldest Python there is'
 	@echo 'make test-newest  the same with the newest versions'

@@ -42,7 +42,7 @@ def run_chapters(backend):
 def run(python, backend, arguments, chapters):
     """Runs tests and chapters on a backend; gives whether all went well."""
     settings = os.environ | {"KERAS_BACKEND": backend}
-    spread = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "-q"]
+    spread = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder", "-q"]
     commands = {"pytest": ["-m", "pytest", *spread, *arguments]}
     commands |= {"chapters": [__file__, "--chapters-here", backend]} if chapters else {}
     failed = []

@@ -17,17 +17,57 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "book"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-PARTS = {"test_site": 4, "test_contract_quantizers": 4}
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers are as many as the cores, so each needs one thread
+    os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+PARTS = {"test_site": 6, "test_contract_quantizers": 4, "test_contract_priors": 3, "test_abuse": 2}
+FIRST = ("test_site", "test_abuse", "test_export", "test_readme", "test_scaling", "test_presets")  # long, with few tests or much waiting
 
 
 def pytest_addoption(parser):
-    parser.addoption("--all", action="store_true", help="look at every page at three widths in both themes, and run what is slow")
+    parser.addoption("--all", action="store_true", help="every page at three widths in both themes, all combinations, and what is slow")
+
+
+def ranks(values):
+    """The number of each value, in the order in which they first come."""
+    known = {}
+    return tuple(known.setdefault(repr(value), len(known)) for value in values)
+
+
+def diagonal(items):
+    """Those of the tests that try each value of each parameter, the values of one with the others' in turn, but not each with each."""
+    groups = {}
+    for item in items:
+        if item.get_closest_marker("combinations") and hasattr(item, "callspec"):
+            groups.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept = set(items).difference(*groups.values())
+    for group in groups.values():
+        columns = {ranks(item.callspec.params[name] for item in group) for name in group[0].callspec.params}
+        first, *others = sorted(columns, key=lambda column: (-max(column), column))
+        seen = set()
+        for wanted in (True, False):  # the diagonal, then what it has left out
+            for at, item in enumerate(group):
+                turn, fits = 1, True
+                for column in others:
+                    fits &= column[at] == (first[at] + (first[at] // turn if turn > 1 else 0)) % (1 + max(column))
+                    turn *= 1 + max(column)
+                values = {(column, column[at]) for column in columns}
+                if fits if wanted else not values <= seen:
+                    kept.add(item)
+                    seen |= values
+    return kept
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.path.stem not in FIRST)  # so that at the end no worker is alone with them
+    if config.getoption("--all"):
+        return
     for item in items:
-        if item.get_closest_marker("slow") and not config.getoption("--all"):
+        if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: by `make test-all`"))
+    kept = diagonal(items)
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
 
 
 def part_of(nodeid):

@@ -451,6 +451,7 @@ def test_bad_files_end_in_an_error_that_says_something():
 # Many calls, many threads
 
 
+@pytest.mark.slow
 def test_hundreds_of_calls_do_not_grow_memory(model, prior, images):
     """What one call is given or gives, 50 kB of pictures, must not stay behind."""
     memory = pytest.importorskip("psutil", reason="psutil, which ipykernel brings, is not installed").Process().memory_info

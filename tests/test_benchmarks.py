@@ -22,6 +22,7 @@ def committed(name):
     return {tuple(row[key] for key in SCRIPTS[name]): row for row in measure.read(measure.RESULTS / f"{name}.csv")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_benchmark_runs_and_writes_its_table(tmp_path, name):
     out = tmp_path / "quick.csv"

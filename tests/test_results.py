@@ -212,6 +212,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_killed_grid_goes_on(tmp_path, capsys):
     import grid
 
@@ -287,6 +288,7 @@ def test_time_and_memory_by_grid():
     assert seconds["MaskGIT", 56] < seconds["transformer", 56]
 
 
+@pytest.mark.slow
 def test_the_study_of_priors_goes_on_where_it_was_stopped(tmp_path, capsys):
     import priors
 
@@ -360,6 +362,7 @@ def test_large_codebooks():
     assert ((table["perplexity"] <= table["used"]) & (table["used"] <= table["K"])).all()
 
 
+@pytest.mark.slow
 def test_the_study_at_equal_bits_goes_on_where_it_was_stopped(few, tmp_path, capsys):
     out = tmp_path / "quick.csv"
     options = ["--quick", "--data", "digits", "--seeds", "1", "--out", str(out)]

@@ -76,12 +76,17 @@ def runs(chapter, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tensorflow(chapter, runs):
-    """One device, two in a process, and two processes for two of the cases."""
+    """One device, and two in a process."""
+    return runs(("single", "single", CASES, {}), ("mirrored", "mirrored", CASES, {}))
+
+
+@pytest.fixture(scope="module")
+def processes(chapter, tensorflow, runs):
+    """Two processes, for two of the cases."""
     space = {}
     exec(chapter, space)
-    workers = [("worker", f"worker_{case}", {case: CASES[case]}, {"TF_CONFIG": config})
-               for case in ("revived", "gradient") for config in space["cluster"](2)]
-    return runs(("single", "single", CASES, {}), ("mirrored", "mirrored", CASES, {}), *workers)
+    return runs(*[("worker", f"worker_{case}", {case: CASES[case]}, {"TF_CONFIG": config})
+                  for case in ("revived", "gradient") for config in space["cluster"](2)])
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +113,11 @@ def test_two_devices_of_a_process_learn_what_one_does(tensorflow, case):
     check(tensorflow[f"single_{case}"], tensorflow[f"mirrored_{case}"], case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["revived", "gradient"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_two_processes_learn_what_one_does(tensorflow, case, rank):
-    check(tensorflow[f"single_{case}"], tensorflow[f"worker_{case}_{rank}"], case)
+def test_two_processes_learn_what_one_does(processes, case, rank):
+    check(processes[f"single_{case}"], processes[f"worker_{case}_{rank}"], case)
 
 
 @pytest.mark.parametrize("case", ["revived", "ema", "gradient", "sgd"])

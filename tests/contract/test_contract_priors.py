@@ -11,6 +11,7 @@ from parts import FLAT, GROUPED, JAX, POLICIES, PRIORS, TENSORFLOW, TORCH, moved
 
 from vqvae_tutorial.priors import Sampler, draw_labels
 
+pytestmark = pytest.mark.combinations
 each = pytest.mark.parametrize("name", PRIORS)
 each_in_reading_order = pytest.mark.parametrize("name", [name for name in PRIORS if name not in GROUPED])
 needs_tensorflow = pytest.mark.skipif(not TENSORFLOW, reason="TensorFlow's own")

@@ -33,6 +33,7 @@ from vqvae_tutorial.composite import ResidualQuantizer
 from vqvae_tutorial.quantizers import CodebookQuantizer, Quantizer
 from vqvae_tutorial.zoo import FSQ
 
+pytestmark = pytest.mark.combinations
 each = pytest.mark.parametrize("make", QUANTIZERS.values(), ids=QUANTIZERS)
 each_with_a_codebook = pytest.mark.parametrize("make", WITH_CODEBOOK.values(), ids=WITH_CODEBOOK)
 each_that_learns = pytest.mark.parametrize("make", LEARNING.values(), ids=LEARNING)
