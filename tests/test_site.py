@@ -1,8 +1,8 @@
 """The built site, as files and in a browser: it is whole, asks nothing of third parties, and works without a kernel.
 
-The browser loads each page twice: in the light theme from a server, under the path that the site has on its host, and in the dark
-theme as a file. It looks at the first as on a desk and at the second as on a phone, with `--all` (`make test-all`) at three
-widths each, and the tests judge what was seen.
+The browser loads each page from a server, under the path that the site has on its host, and looks at it as on a desk in the light
+theme and as on a phone in the dark one. With `--all` (`make test-all`) it looks at three widths in each theme, and loads what it
+sees in the dark one as a file. The tests judge what was seen.
 """
 import html
 import json
@@ -70,11 +70,12 @@ class Visits:
     def __init__(self, browser, address, site, axe, all_views):
         self.address, self.site, self.axe = address, site, axe
         self.all = all_views
+        self.starts = {"light": "server", "dark": "file" if all_views else "server"}
         self.widths = {"light": WIDTHS if all_views else WIDTHS[:1], "dark": WIDTHS if all_views else WIDTHS[-1:]}
         self.contexts = {scheme: browser.new_context(color_scheme=scheme, permissions=["clipboard-read", "clipboard-write"])
                          for scheme in ("light", "dark")}
         self.contexts["quiet"] = browser.new_context(java_script_enabled=False)
-        self.see = cache(self.see)
+        self.look_all = cache(self.look_all)
 
     def open(self, url, scheme="light", width=WIDTHS[0]):
         """A page in the browser; close it."""
@@ -109,39 +110,48 @@ class Visits:
         return copied
 
     def see(self, name, scheme):
-        """What there is to see on a page, at each width."""
-        widths = self.widths[scheme]
-        page = self.open(name if scheme == "light" else (self.site / f"{name}.html").as_uri(), scheme, widths[0])
+        """What there is to see on a page in a theme, at each width."""
+        return self.look_all(name, scheme if self.all else None)[scheme]
+
+    def look_all(self, name, scheme):
+        """A page in one theme, or, loaded once, in both: light, then dark."""
+        first = scheme or "light"
+        url = name if self.starts[first] == "server" else (self.site / f"{name}.html").as_uri()
+        page = self.open(url, first, self.widths[first][0])
         try:
             if self.axe:
                 page.evaluate(self.axe)
             page.mouse.wheel(0, 2000)
             page.mouse.wheel(0, -1000)  # the button "Back to top" shows
-            looks, violations = {}, []
-            left = [] if self.all or name in MADE else [["div.highlight pre"]]  # code has the same colours on all pages
-            for width in widths:
-                if width != widths[0]:
-                    page.set_viewport_size({"width": width, "height": 900})
-                    page.wait_for_timeout(400)  # the theme looks 300 ms later for what scrolls now
-                looks[width] = SimpleNamespace(**page.evaluate(LOOK))
-                if self.axe:
-                    found = page.evaluate("(left) => axe.run({exclude: left}, {resultTypes: ['violations']})", left)["violations"]
-                    violations += [(width, rule["id"], node["target"], node["failureSummary"]) for rule in found
-                                   if rule["impact"] in ("serious", "critical") for node in rule["nodes"]]
-            own = [request.url.removeprefix(f"{self.address}/") for request in page.requests if request.url.startswith(self.address)]
-            own = [name for name in own if not re.match("_static/|searchindex.js", name)]  # which all pages share
-            paths = {name: self.site / unquote(urlsplit(name).path) for name in own}
-            return SimpleNamespace(
-                styles=page.evaluate(STYLES),
-                buttons=page.locator("div.highlight button.copybtn").count(), copied=self.copy(page) if own else [],
-                looks=looks, violations=violations, failures=page.failures, errors=page.errors, complaints=page.complaints,
-                requests=[request.url for request in page.requests],
-                weight={name: path.stat().st_size for name, path in paths.items() if path.exists()},
-                formulas=page.locator(".math").count(), typeset=page.locator(".math mjx-container").count(),
-                misread=page.locator("mjx-merror").count(),
-            )
+            return {each: self.look(page, name, each) for each in ([scheme] if scheme else ["light", "dark"])}
         finally:
             page.close()
+
+    def look(self, page, name, scheme):
+        looks, violations = {}, []
+        left = [] if self.all or name in MADE else [["div.highlight pre"]]  # code has the same colours on all pages
+        page.emulate_media(color_scheme=scheme)
+        for width in self.widths[scheme]:
+            if width != page.viewport_size["width"]:
+                page.set_viewport_size({"width": width, "height": 900})
+                page.wait_for_timeout(400)  # the theme looks 300 ms later for what scrolls now
+            looks[width] = SimpleNamespace(**page.evaluate(LOOK))
+            if self.axe:
+                found = page.evaluate("(left) => axe.run({exclude: left}, {resultTypes: ['violations']})", left)["violations"]
+                violations += [(width, rule["id"], node["target"], node["failureSummary"]) for rule in found
+                               if rule["impact"] in ("serious", "critical") for node in rule["nodes"]]
+        own = [request.url.removeprefix(f"{self.address}/") for request in page.requests if request.url.startswith(self.address)]
+        own = [name for name in own if not re.match("_static/|searchindex.js", name)]  # which all pages share
+        paths = {name: self.site / unquote(urlsplit(name).path) for name in own}
+        return SimpleNamespace(
+            styles=page.evaluate(STYLES),
+            buttons=page.locator("div.highlight button.copybtn").count(), copied=self.copy(page) if own and scheme == "light" else [],
+            looks=looks, violations=violations, failures=[*page.failures], errors=[*page.errors], complaints=[*page.complaints],
+            requests=[request.url for request in page.requests],
+            weight={name: path.stat().st_size for name, path in paths.items() if path.exists()},
+            formulas=page.locator(".math").count(), typeset=page.locator(".math mjx-container").count(),
+            misread=page.locator("mjx-merror").count(),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -319,9 +329,9 @@ def test_links_of_the_pdf_lead_into_it_or_to_the_web(printed):
 def test_page_is_whole(visits, address, page, scheme):
     seen = visits.see(page, scheme)
     asked = {urlsplit(url)[:2] for url in seen.requests if urlsplit(url).scheme not in ("data", "blob")}
-    assert asked == {urlsplit(address)[:2] if scheme == "light" else ("file", "")}, "a request to a third party"
+    assert asked == {urlsplit(address)[:2] if visits.starts[scheme] == "server" else ("file", "")}, "a request to a third party"
     assert seen.errors == []
-    if scheme == "light":  # a browser keeps files from asking for fonts, and says so
+    if visits.starts[scheme] == "server":  # a browser keeps files from asking for fonts, and says so
         assert (seen.failures, seen.complaints) == ([], [])
     assert all(seen.styles), "has the style sheets of the theme and the book"
     for width, look in seen.looks.items():
@@ -445,7 +455,10 @@ def test_widgets_move_without_a_kernel(visits, site, scripts, page, start):
 @pytest.mark.parametrize("page", EXERCISES)
 def test_answers_wait_until_they_are_asked_for(visits, site, page):
     """None is in view at first, with or without JavaScript; each comes by mouse or key, code and output together."""
-    for answers in (visits.open(page), visits.quiet((site / f"{page}.html").as_uri())):
+    views = [visits.open(page)]
+    if visits.all or page == EXERCISES[0]:
+        views.append(visits.quiet((site / f"{page}.html").as_uri()))
+    for answers in views:
         try:
             section = answers.locator("section#exercises")
             parts, folds = section.locator(".cell_input, .cell_output"), section.locator(".cell > details.hide")

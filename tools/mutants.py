@@ -5,6 +5,7 @@
     python tools/mutants.py gumbel ema only those whose name holds one of these words
     python tools/mutants.py --seeded   only the ten of the kinds that hurt readers and users most
     python tools/mutants.py --again    forget the table, and try all once more
+    python tools/mutants.py --green    right after `make test`: without first seeing whether the tests pass as things are
 
 The working tree is never touched. A fault that no test notices is a test that is missing: write it, and try that one again.
 """
@@ -395,6 +396,7 @@ def main():
     parser.add_argument("words", nargs="*", help="try only those whose module or name holds one of these")
     parser.add_argument("--check", action="store_true", help="only see whether each fault still finds its line")
     parser.add_argument("--again", action="store_true", help="also those that the table has")
+    parser.add_argument("--green", action="store_true", help="the tests have just passed: do not first run them without a fault")
     parser.add_argument("--seeded", action="store_true", help="only the ten of the kinds that hurt readers and users most")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many faults are tried at once (default: one a core)")
     parser.add_argument("--limit", type=int, default=900, help="seconds for the tests of one fault")
@@ -436,7 +438,7 @@ def main():
                 path.write_text(text, encoding="utf-8")
                 folders.put(folder)
 
-        whole = {module: workers.submit(attempt, module) for module in dict.fromkeys(each[0] for each in chosen)}
+        whole = {module: workers.submit(attempt, module) for module in dict.fromkeys(each[0] for each in chosen) if not options.green}
         broken = {module: ran.result()[0] for module, ran in whole.items() if ran.result()[0]}
         for module, by in broken.items():  # tests that fail without any fault would find everything
             print(f"{module}: {by} fails without any fault", flush=True)
