@@ -2,7 +2,7 @@
 SHELL := /bin/sh
 PY := .venv/bin/python
 QUICK := $(addprefix tests/test_,style.py checks.py quantization.py results.py callbacks.py plotting.py)
-SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -q
+SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -q --durations=15
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONUTF8 := 1
 
@@ -48,7 +48,7 @@ check: .venv/installed
 
 test test-all: .venv/installed
 	@status=0; \
-	$(PY) -c 'from nbdev.test import nbdev_test; nbdev_test(do_print=True)' || status=1; \
+	$(PY) -c 'from nbdev.test import nbdev_test; nbdev_test(do_print=True, timing=True)' || status=1; \
 	$(PY) book/build.py || status=1; \
 	$(PY) -m pytest $(SPREAD) $(if $(filter test-all,$@),--all) $(PYTEST) || status=1; \
 	exit $$status

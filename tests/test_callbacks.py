@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from vqvae_tutorial import VectorQuantizerEMA, resumable
+from vqvae_tutorial import ResidualQuantizer, VectorQuantizer, VectorQuantizerEMA, resumable
 from vqvae_tutorial.callbacks import ProgressLine, StopAtNaN, StopRevival, read_history
 
 
@@ -39,8 +39,23 @@ def test_after_it_no_code_is_revived_and_the_next_fit_revives_again():
     model, quantizer = alone(revival_threshold=0.9, embeddings_initializer=far)
     model.fit(points(), epochs=1, verbose=0, callbacks=[StopRevival(quantizer, 0.0)])
     assert np.sum(np.abs(np.array(ops.convert_to_numpy(quantizer.codebook))) > 100) == 14  # all but the one that won
-    model.fit(points(), epochs=1, verbose=0, callbacks=[StopRevival(quantizer, 1.0)])
+    model.fit(points(), epochs=1, verbose=0)  # also without it
     assert np.abs(ops.convert_to_numpy(quantizer.codebook)).max() < 100
+
+
+def test_of_a_composite_those_inside_rest():
+    quantizer = ResidualQuantizer([VectorQuantizerEMA(4, revival_threshold=0.5, seed=0), VectorQuantizer(4)])
+    quantizer.build((None, 2))
+    stop = StopRevival(quantizer, 0.5)
+    stop.set_params({"epochs": 2})
+    seen = []
+    for epoch in range(2):
+        stop.on_epoch_begin(epoch)
+        seen.append(float(quantizer.quantizers[0].revival.value))
+    stop.on_train_end()
+    assert [*seen, float(quantizer.quantizers[0].revival.value)] == [0.5, 0.0, 0.5]
+    with pytest.raises(ValueError, match="`quantizer` must be one that revives codes. Received: ResidualQuantizer"):
+        StopRevival(ResidualQuantizer([VectorQuantizer(4)]))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -83,6 +98,25 @@ def test_a_finished_run_trains_no_further_and_keeps_its_end(tmp_path):
     assert found.epoch == []
     for one, other in zip(model.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_a_training_in_bfloat16_goes_on(tmp_path):
+    """NumPy's files have no name for that kind of number."""
+    def end(folder, *stops):
+        for epochs in stops:
+            keras.utils.set_random_seed(0)
+            model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, dtype="bfloat16"), keras.layers.Dense(2)])
+            model.compile("adam", "mse", run_eagerly=True)
+            model.fit(points(), points(), epochs=epochs, shuffle=False, verbose=0, **resumable(folder))
+        return [np.float32(ops.convert_to_numpy(weight)) for weight in model.weights]
+
+    for one, other in zip(end(tmp_path / "alone", 3), end(tmp_path / "resumed", 1, 3), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_training_that_was_stopped_in_its_first_epoch_has_no_history_yet(tmp_path):
+    resumable(tmp_path)["callbacks"][0].on_train_begin()
+    assert (tmp_path / "history.csv").exists() and read_history(tmp_path) == {}
 
 
 def test_more_callbacks_are_called_and_none_is_needed(tmp_path):

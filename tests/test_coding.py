@@ -84,6 +84,12 @@ def test_tables_are_whole_and_leave_nobody_out(logits):
     assert (sizes >= 1).all() and (sizes.sum(axis=-1) == TOTAL).all()
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_logits_that_are_none_are_refused(bad):
+    with pytest.raises(ValueError, match="`logits` must be numbers. Received: NaN among them, or infinity."), np.errstate(invalid="ignore"):
+        table_ends([[0.0, bad, 1.0]])
+
+
 # Files
 
 

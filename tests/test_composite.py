@@ -161,6 +161,12 @@ def test_depths_are_drawn_for_examples_in_training_only():
     np.testing.assert_array_equal(drawn_depths(residual(dropout=0.5)[0], x), depths)
 
 
+def test_training_may_be_none_as_keras_calls_layers_within_layers():
+    quantizer = ResidualQuantizer([VectorQuantizerEMA(4, seed=0) for _ in range(2)], dropout=0.5, seed=0)
+    vectors = np.eye(4, 3, dtype="float32")
+    np.testing.assert_array_equal(quantizer(vectors, training=None), quantizer(vectors, training=False))
+
+
 def test_a_share_of_one_draws_all_depths_alike_and_none_draws_none():
     x = vectors(3000)
     share = np.bincount(drawn_depths(residual(dropout=1.0)[0], x))[1:] / len(x)

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 from project import ROOT, cells
 
-from vqvae_tutorial import PixelCNN, PositionPrior, load_mnist, load_pretrained
+from vqvae_tutorial import (
+    VQVAE,
+    MaskGIT,
+    PixelCNN,
+    PositionPrior,
+    ProductQuantizer,
+    ResidualQuantizer,
+    VectorQuantizer,
+    build_networks,
+    load_mnist,
+    load_pretrained,
+)
 from vqvae_tutorial.data import SAMPLE
 from vqvae_tutorial.export import ENDINGS, export_parts, model_parts, prior_parts, walk
 
@@ -113,6 +124,38 @@ def test_bad_arguments_write_nothing(pair, tmp_path):
     with pytest.raises(ValueError, match="number of codes"):
         export_parts(model, PixelCNN(64, (7, 7), filters=4, num_layers=1), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_exported_is_refused_for_what_it_is(pair):
+    networks = build_networks((8, 8, 1), 4, filters=4, residual_blocks=0)
+    for levels in (ResidualQuantizer([VectorQuantizer(4) for _ in range(2)]), ProductQuantizer([VectorQuantizer(4) for _ in range(2)])):
+        with pytest.raises(ValueError, match=f"`quantizer` must be one with a single code a place. Received: {type(levels).__name__}"):
+            model_parts(VQVAE(*networks, levels))
+    embeddings, speaker = keras.Input((2, 2, 4)), keras.Input((), dtype="int32")
+    drawn = networks[1](embeddings + keras.layers.Embedding(3, 4)(speaker)[:, None, None])
+    told = keras.Model({"embeddings": embeddings, "speaker": speaker}, drawn)
+    with pytest.raises(ValueError, match="`model` must be one whose decoder is given embeddings alone. Received: a decoder of 2 inputs"):
+        model_parts(VQVAE(networks[0], told, VectorQuantizer(4)))
+    with pytest.raises(ValueError, match="`prior` must be one that draws place after place. Received: MaskGIT"):
+        prior_parts(MaskGIT(4, (2, 2), steps=2, width=8, num_layers=1))
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_parts_compute_as_the_pair_does_whatever_the_policy_is_now(pair, policy):
+    model, prior = pair
+    digits = load_mnist(SAMPLE).test.images[:50]
+    codes = model.encode(digits)
+    label = np.arange(50, dtype="int32") % 10
+    expected = prior.predict_on_batch({"codes": codes, "label": label})[:, 0, 0]
+    keras.config.set_dtype_policy(policy)
+    try:
+        parts = model_parts(model) | prior_parts(prior)
+        assert np.array_equal(parts["encode"]({"signal": digits})["codes"], codes)
+        state = np.asarray(parts["start"]({"label": label})["state"])
+        given = {"codes": codes.reshape(50, 49), "index": np.zeros(50, "int32"), "state": state}
+        assert np.abs(np.asarray(parts["next_place"](given)["logits"]) - expected).max() < 1e-4
+    finally:
+        keras.config.set_dtype_policy("float32")
 
 
 def test_parts_are_models_with_names(pair):

@@ -461,3 +461,36 @@ def test_pictures_have_their_channels_last_whatever_the_setting(images):
         np.testing.assert_array_equal(tiny(adapt_to=images).encode(images[:20]), expected)
     finally:
         keras.config.set_image_data_format("channels_last")
+
+
+@pytest.mark.parametrize("halvings", [0, -1, 1.5])
+def test_networks_halve_once_at_least(halvings):
+    for build in (build_encoder, build_decoder):
+        with pytest.raises(ValueError, match="`halvings` must be"):
+            build((16, 3), 4, halvings=halvings)
+
+
+@pytest.mark.parametrize("shape, mask", [((4,), (1, 1, 1)), ((4, 4), (4, 1, 1)), ((4, 4, 8, 8, 1), (4, 8, 8, 1))], ids=str)
+def test_a_mask_may_be_that_of_examples_or_of_frames(shape, mask):
+    """It says the same as one of all places."""
+    random = np.random.default_rng(0)
+    clips, real = signals((4, 8, 8, 1), 4), random.random(shape) < 0.6
+    model = tiny((4, 8, 8, 1), adapt_to=clips, blocks=0)
+    whole = np.broadcast_to(real.reshape(4, *mask)[..., 0] if len(shape) == 5 else real.reshape(4, *mask), (4, 4, 8, 8))
+    found = [model.evaluate({"signal": clips, "mask": each}, verbose=0, return_dict=True) for each in (real, whole)]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_compiled_metrics_do_not_see_what_padding_holds():
+    """Neither those of each place nor those of each example."""
+    clean, real = signals((8, 8, 1), 16), np.arange(8) < 6
+    real = np.broadcast_to(real[:, None], (16, 8, 8))
+
+    def worst(y, y_pred):
+        return ops.max(ops.abs(y - y_pred), axis=(1, 2, 3))
+
+    model = tiny((8, 8, 1), adapt_to=clean, blocks=0)
+    model.compile("adam", weighted_metrics=["mae"], metrics=[worst], run_eagerly=True)
+    found = [model.evaluate({"signal": np.where(real[..., None], clean, fill), "mask": real}, verbose=0, return_dict=True)
+             for fill in (0.0, 100.0, np.nan)]
+    assert found[1] == pytest.approx(found[0], rel=1e-6) and found[2] == pytest.approx(found[0], rel=1e-6)

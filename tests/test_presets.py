@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 from keras import ops
 
-from vqvae_tutorial import VQVAE, EntropyConstrainedQuantizer, PixelCNN, Prior, build_networks, load_mnist, load_pretrained, presets
+from vqvae_tutorial import (
+    FSQ,
+    VQVAE,
+    EntropyConstrainedQuantizer,
+    PixelCNN,
+    Prior,
+    ResidualQuantizer,
+    VectorQuantizerEMA,
+    build_networks,
+    callbacks,
+    load_mnist,
+    load_pretrained,
+    presets,
+)
 from vqvae_tutorial.callbacks import read_history
 from vqvae_tutorial.presets import PRESETS, build_mnist, cosine_schedule, train_prior, train_vqvae
 
@@ -150,6 +163,45 @@ def test_the_best_epoch_of_a_prior_is_kept(digits, tmp_path, monkeypatch):
         history = read_history(tmp_path)["val_bits"]
         assert len(history) == epochs
         assert prior.bits(held["codes"], held["label"]).mean() == pytest.approx(history.min(), rel=1e-4)
+
+
+@pytest.mark.parametrize("when", ["in its first epoch", "before a backup", "after a backup"])
+def test_a_prior_that_is_killed_loses_no_best_epoch(digits, tmp_path, monkeypatch, when):
+    """Its best weights are written before the backup that counts the epoch as done."""
+    codes, labels = small()[0].encode(digits.train.images[:96]), digits.train.labels[:96]
+    held = {"codes": codes[64:], "label": labels[64:]}
+    monkeypatch.setattr(presets, "cosine_schedule", lambda steps, peak: 0.5)  # each epoch is worse than the first
+
+    def train(folder, callbacks=()):
+        keras.utils.set_random_seed(0)
+        prior = small()[1]
+        train_prior(prior, codes[:64], labels[:64], folder, epochs=2, callbacks=callbacks, validation_data=(held,), shuffle=False)
+        return prior.get_weights()
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    if when == "before a backup":
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(callbacks.Backup, "on_epoch_end", die)
+            train(tmp_path / "killed")
+    else:
+        event = "on_train_batch_end" if when == "in its first epoch" else "on_epoch_end"  # which comes after the backup's
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "killed", [keras.callbacks.LambdaCallback(**{event: die})])
+    for one, other in zip(train(tmp_path / "alone"), train(tmp_path / "killed"), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("make", [lambda: FSQ((3, 3)), lambda: ResidualQuantizer([VectorQuantizerEMA(4) for _ in range(2)])])
+def test_any_quantizer_trains_and_a_dict_is_as_long_as_its_signals(digits, tmp_path, make):
+    rates = []
+    for name, given in {"array": digits.train.images[:128], "dict": {"signal": digits.train.images[:128]}}.items():
+        model = VQVAE(*build_networks((28, 28, 1), 2, filters=8, residual_blocks=0), make(), value_range=(0, 1))
+        train_vqvae(model, given, tmp_path / name, epochs=2)
+        rates.append(float(ops.convert_to_numpy(model.optimizer.learning_rate)))
+        assert [float(each.ema_steps.value) for each in getattr(model.quantizer, "quantizers", []) if each.ema_steps.value != 4] == []
+    assert rates[0] == rates[1] > 0
 
 
 def test_what_ships_draws_digits_and_knows_its_codes(digits):

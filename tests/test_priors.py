@@ -129,6 +129,14 @@ def test_a_training_that_diverged_says_so(make):
     prior = compiled(shaken(make))
     prior.set_weights([np.full_like(w, np.nan) for w in prior.get_weights()])
     assert np.isnan(prior.evaluate(draw(), verbose=0, return_dict=True)["loss"])
+    with pytest.raises(ValueError, match="`prior` must be of finite weights. Received: NaN or infinity among them. Its training"):
+        prior.sample(2)
+
+
+@pytest.mark.parametrize("codes", [[-1, 0], [0, K]])
+def test_codes_that_are_none_cost_nothing_because_they_are_refused(codes):
+    with pytest.raises(ValueError, match=f"`codes` must be integers from 0 to {K - 1}"):
+        place_bits(np.zeros((2, K)), codes)
 
 
 # Dtypes, policies, files

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from vqvae_tutorial import EntropyConstrainedQuantizer, ResidualQuantizer
 from vqvae_tutorial.quantizers import (
     CodebookQuantizer,
     Quantizer,
@@ -447,6 +448,41 @@ def test_sums_by_code_equal_numpy(random):
     np.testing.assert_allclose(values(sums_by_code(x, codes, 6, weights)), expected, rtol=1e-5, atol=1e-6)
     everything = 6 * np.eye(6)[codes.ravel()].T @ x.reshape(-1, 3) / 20
     np.testing.assert_allclose(values(sums_by_code(x, codes, 6)), everything, rtol=1e-5, atol=1e-6)
+
+
+def test_small_weights_weigh_like_large_ones(random):
+    vectors, codes = random.normal(size=(6, 2)).astype("float32"), np.array([0, 1, 1, 0, 2, 2])
+    weights = random.random(6).astype("float32")
+    np.testing.assert_allclose(sums_by_code(vectors, codes, 3, weights / 100), sums_by_code(vectors, codes, 3, weights), rtol=1e-5)
+    np.testing.assert_array_equal(sums_by_code(vectors, codes, 3, 0 * weights), np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("kind", [VectorQuantizerEMA, EntropyConstrainedQuantizer])
+@pytest.mark.parametrize("adapted", [True, False])
+def test_a_batch_where_nothing_counts_moves_nothing(random, kind, adapted):
+    quantizer, vectors = kind(5, revival_threshold=0.5, seed=0), random.normal(size=(40, 3)).astype("float32")
+    quantizer.build(vectors.shape)
+    if adapted:
+        quantizer.adapt(vectors)
+        quantizer(vectors, training=True)
+    kept = {weight.path: np.array(weight) for weight in quantizer.weights if "frequencies" not in weight.path and "seed" not in weight.path}
+    for _ in range(20):
+        quantizer(vectors, mask=np.zeros(40, bool), training=True)
+    for weight in quantizer.weights:
+        if weight.path in kept:
+            np.testing.assert_array_equal(np.array(weight), kept[weight.path], err_msg=weight.path)
+
+
+def test_a_level_that_no_example_reaches_keeps_its_codebook(random):
+    levels = [VectorQuantizerEMA(8, seed=number) for number in range(4)]
+    quantizer = ResidualQuantizer(levels, dropout=1.0, seed=0)
+    vectors = random.normal(size=(300, 3)).astype("float32")
+    quantizer.adapt(vectors)
+    for each in vectors:
+        quantizer(each[None], training=True)
+    for level in levels:
+        assert (np.abs(np.array(level.codebook)).max(axis=1) > 0).all()
+        assert 0.7 < float(ops.mean(level.ema_frequency.value)) < 1.3
 
 
 def test_badly_quantized_draws_in_proportion_to_the_squared_error():

@@ -285,7 +285,7 @@ def show_sounds(sounds, columns=2, pictures=True):
     """Shows sounds as players, each below its spectrogram; they play without a kernel.
 
     Args:
-        sounds: A dict from title to floats `(samples,)` in [−1, 1] at 8 kHz.
+        sounds: A dict from title to floats `(samples,)` in [−1, 1] at 8 kHz, 25 ms at least.
         columns: How many stand side by side.
         pictures: Whether to draw spectrograms.
 

@@ -19,8 +19,8 @@ class StopRevival(keras.callbacks.Callback):
     """Revives dead codes only in the first part of a `fit`, so that the codebook comes to rest.
 
     Args:
-        quantizer: A `VectorQuantizerEMA`.
-        after: The share of the epochs after which no code is revived any more.
+        quantizer: A `VectorQuantizerEMA`, or a composite that holds some.
+        after: The share of the epochs after which no code is revived any more in this `fit`.
 
     Raises:
         ValueError: The quantizer has no revival.
@@ -28,14 +28,21 @@ class StopRevival(keras.callbacks.Callback):
 
     def __init__(self, quantizer, after=0.8):
         super().__init__()
-        if not hasattr(quantizer, "revival_threshold"):
+        found = getattr(quantizer, "quantizers", [quantizer])  # of a composite, those inside
+        self.found = [each for each in found if hasattr(each, "revival_threshold")]
+        if not self.found:
             received = type(quantizer).__name__
             raise _refusal("quantizer", "one that revives codes", received, "Leave it out.")
         self.quantizer, self.after = quantizer, after
 
     def on_epoch_begin(self, epoch, logs=None):
         early = epoch < self.after * self.params["epochs"]
-        self.quantizer.revival.assign(self.quantizer.revival_threshold if early else 0.0)
+        for each in self.found:
+            each.revival.assign(each.revival_threshold if early else 0.0)
+
+    def on_train_end(self, logs=None):
+        for each in self.found:
+            each.revival.assign(each.revival_threshold)
 
 # %% ../nbs/93_callbacks.ipynb #29b435d9
 class StopAtNaN(keras.callbacks.Callback):
@@ -116,6 +123,8 @@ def _restore(variables, path):
         advice = "Take another folder, or delete this one."
         raise _refusal("backup", "one of this model", f"{path}, that of another", advice)
     for variable, value in zip(variables, values):
+        if value.dtype.kind == "V":  # bfloat16, which NumPy's files do not know by name
+            value = value.view(ops.convert_to_numpy(variable.value).dtype)
         variable.assign(value)
 
 # %% ../nbs/93_callbacks.ipynb #a266cfce
@@ -165,7 +174,10 @@ def read_history(folder):
         A dict from metric name to a float array with one value per epoch, like
         `History.history`.
     """
-    rows = np.genfromtxt(Path(folder) / "history.csv", delimiter=",", names=True, ndmin=1)
+    path = Path(folder) / "history.csv"
+    if not path.stat().st_size:  # the first epoch did not end
+        return {}
+    rows = np.genfromtxt(path, delimiter=",", names=True, ndmin=1)
     last = {int(row["epoch"]): row for row in rows}  # of an epoch trained twice, the second
     columns = {name: np.array([last[epoch][name] for epoch in sorted(last)])
                for name in rows.dtype.names if name != "epoch"}

@@ -95,6 +95,9 @@ def table_ends(logits):
     logits = np.asarray(logits, "float64")
     chances = np.exp(logits - logits.max(axis=-1, keepdims=True))
     chances /= chances.sum(axis=-1, keepdims=True)
+    if np.isnan(chances).any():
+        advice = "If a prior gave them, its training has diverged: go back to a backup."
+        raise _refusal("logits", "numbers", "NaN among them, or infinity", advice)
     total = 1 << TABLE_BITS
     sizes = 1 + np.floor(chances * (total - logits.shape[-1])).astype("int64")
     likeliest = np.arange(len(sizes)), sizes.argmax(axis=-1)
@@ -254,8 +257,10 @@ def decompress(prior, data):
 #| code-fold: true
 def _read_header(data):
     size = struct.calcsize(HEADER)
-    if not isinstance(data, (bytes, bytearray)) or bytes(data[:8]) != MAGIC or len(data) < size + 4:
+    if not isinstance(data, (bytes, bytearray)) or bytes(data[:8]) != MAGIC:
         _refuse_file(f"{type(data).__name__} that begin otherwise", "Give the bytes of a whole file.")
+    if len(data) < size + 4:
+        _refuse_file(f"{len(data)} bytes, fewer than its header has", "Give the bytes of a whole file.")
     header, of_file, stream = data[:size], data[size : size + 4], bytes(data[size + 4 :])
     if struct.pack("<I", zlib.crc32(header + stream)) != of_file:
         _refuse_file("a damaged or shortened file", "Get it again.")

@@ -70,7 +70,7 @@ class CompositeQuantizer(Quantizer):
 
     def call(self, inputs, mask=None, training=False):
         vectors, weights = _leave_out(_as_vectors(self, inputs), 1 if mask is None else mask)
-        quantized = self.combine(vectors, weights, training and self.trainable)
+        quantized = self.combine(vectors, weights, bool(training and self.trainable))
         self.frequencies.assign(ops.stack([each.frequencies.value for each in self.quantizers]))
         passed = GRADIENTS[self.gradient](self.project(vectors), quantized)
         return ops.cast(passed, self.compute_dtype)

@@ -27,6 +27,9 @@ def code_tables(quantizer):
     Raises:
         ValueError: if it finds its codes in another way.
     """
+    if len(quantizer.frequencies.shape) > 1:
+        raise _refusal("quantizer", "one with a single code a place", type(quantizer).__name__,
+                       "Take a `VectorQuantizer` or a subclass.")
     K = quantizer.num_codes
     embeddings = ops.convert_to_numpy(quantizer.decode(np.arange(K, dtype="int32")))
     charge = np.zeros(K, "float32")
@@ -50,7 +53,7 @@ class FindCodes(layers.Layer):
     """
 
     def __init__(self, quantizer, **kwargs):
-        super().__init__(trainable=False, **kwargs)
+        super().__init__(trainable=False, dtype="float32", **kwargs)
         embeddings, charge = code_tables(quantizer)
         own = np.sum(np.square(embeddings.astype("float64")), axis=-1) + charge
         self.slopes = self.add_weight(name="slopes", shape=embeddings.T.shape)
@@ -67,7 +70,7 @@ class Draw(layers.Layer):
     """A VQ-VAE's `decode`."""
 
     def __init__(self, model, **kwargs):
-        super().__init__(trainable=False, **kwargs)
+        super().__init__(trainable=False, dtype="float32", **kwargs)
         self.model = model
 
     def call(self, codes):
@@ -78,14 +81,21 @@ def model_parts(model):
     """Gives a VQ-VAE as two Keras models, `encode` and `decode`.
 
     Args:
-        model: a `VQVAE` whose quantizer chooses the nearest embedding.
+        model: a `VQVAE` whose quantizer chooses the nearest embedding, and whose decoder is
+            given nothing but embeddings.
 
     Returns:
         A dict: `"encode"`, a model from `"signal"` to `"codes"`, and `"decode"`, one back.
 
     Raises:
-        ValueError: if the quantizer finds its codes in another way.
+        ValueError: if the quantizer finds its codes in another way, or the decoder is given a
+            condition.
     """
+    taken = getattr(model.decoder, "input_shape", None)
+    if isinstance(taken, (list, dict)) and len(taken) > 1:
+        raise _refusal("model", "one whose decoder is given embeddings alone",
+                       f"a decoder of {len(taken)} inputs",
+                       "Export its encoder and decoder by themselves, as Keras models.")
     signal = keras.Input(model.signal_shape, name="signal")
     codes = keras.Input(model.code_shape, dtype="int32", name="codes")
     found, drawn = FindCodes(model.quantizer)(model.encoder(signal)), Draw(model)(codes)
@@ -97,7 +107,7 @@ class _Step(layers.Layer):
     """What `Start` and `NextPlace` share: a cache as one array `(n, S)`, and back."""
 
     def __init__(self, prior, **kwargs):
-        super().__init__(trainable=False, **kwargs)
+        super().__init__(trainable=False, dtype="float32", **kwargs)
         self.prior = prior
         self.sizes = [int(np.prod(part.shape[1:])) for part in keras.tree.flatten(self.like())]
 
@@ -163,7 +173,13 @@ def prior_parts(prior, branch=False):
         A dict. The model under `"start"` gives the `"state"` `(n, S)` for a `"label"` `(n,)`;
         that under `"next_place"` takes it with `"codes"` int32 `(n, places)`, 0 where none is
         drawn yet, and `"index"` int32 `(n,)`, and gives `"logits"` and `"next_state"`.
+
+    Raises:
+        ValueError: if the prior draws groups of codes at once.
     """
+    if hasattr(prior, "group"):
+        raise _refusal("prior", "one that draws place after place", type(prior).__name__,
+                       "Take a `PixelCNN` or a `TransformerPrior`.")
     label, index = (keras.Input((), dtype="int32", name=name) for name in ("label", "index"))
     codes = keras.Input((prior.places,), dtype="int32", name="codes")
     step = NextPlace(prior, branch)

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from .checks import check_codes, check_finite, check_range, in_batches, known
+from .checks import check_codes, check_count, check_finite, check_range, in_batches, known
 from .quantizers import CodebookPerplexity, CodebookUsage
 
 # %% ../nbs/03_training.ipynb #1878b907
@@ -97,7 +97,7 @@ def build_encoder(shape, embedding_dim=16, filters=64, residual_blocks=2, halvin
 # %% ../nbs/03_training.ipynb #78f2dfa9
 #| code-fold: true
 def _check_shape(shape, halvings):
-    factor = 2**halvings
+    factor = 2**check_count(halvings, "halvings")
     if not 2 <= len(shape) <= 4 or any(size % factor for size in shape[:-1]):
         raise ValueError(
             "`shape` must be one to three sizes and the channels, such as (28, 28, 1), and the "
@@ -173,6 +173,8 @@ def _target(x, y, y_pred):
 #| code-fold: true
 def _code_mask(mask, vectors):
     # Of the signal's places, to one of the codes' places: the first place of a patch decides.
+    if mask is not None and len(mask.shape) != len(vectors.shape) - 1:
+        mask = _spread(mask, len(vectors.shape) - 1)
     for axis, size in enumerate(ops.shape(vectors)[1:-1] if mask is not None else (), start=1):
         mask = ops.take(mask, ops.shape(mask)[axis] // size * ops.arange(size), axis=axis)
     return mask
@@ -479,8 +481,9 @@ class VQVAE(keras.Model):
         return own + rest + flaw
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        weights = _masked(sample_weight, _split(x)[1], y_pred[..., 0])
-        return super().compute_metrics(x, _target(x, y, y_pred), y_pred, weights)
+        y, mask = _target(x, y, y_pred), _split(x)[1]
+        weights = _masked(sample_weight, mask, y_pred[..., 0])
+        return super().compute_metrics(x, _leave_padding(y, y_pred, mask), y_pred, weights)
 
     def adapt(self, x, batch_size=256):
         """Measures the variance of the data, and starts the quantizer where that needs a start.

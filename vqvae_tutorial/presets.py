@@ -59,15 +59,17 @@ def train_vqvae(model, images, folder, epochs=VQVAE_EPOCHS, batch_size=64, callb
 
     Args:
         model: a fresh `VQVAE`, such as that of `build_mnist`.
-        images: its signals, of any rank: `(n, ...)`.
+        images: its signals, of any rank: `(n, ...)`, or a dict with `"signal"`.
         folder: where `resumable` keeps the training.
         epochs, batch_size: of the whole training.
         callbacks: more of them.
         **options: for `fit`, such as `validation_data` or `verbose`.
     """
     model.adapt(images)
-    model.quantizer.ema_steps.assign(0)  # the encoder will move: follow it, not the start
-    steps = epochs * -(-len(images) // batch_size)
+    for each in getattr(model.quantizer, "quantizers", [model.quantizer]):
+        if hasattr(each, "ema_steps"):
+            each.ema_steps.assign(0)  # the encoder will move: follow it, not the start
+    steps = epochs * -(-len(keras.tree.flatten(images)[0]) // batch_size)
     model.compile(keras.optimizers.Adam(cosine_schedule(steps)))
     model.fit(images, epochs=epochs, batch_size=batch_size, **{"verbose": 0, **options},
               **resumable(folder, [StopAtNaN(), *callbacks]))
@@ -90,7 +92,7 @@ def train_prior(prior, codes, labels, folder, epochs=PRIOR_EPOCHS, batch_size=12
     prior.compile(keras.optimizers.Adam(cosine_schedule(steps, peak)))
     kept = resumable(folder, [StopAtNaN(), *callbacks])
     best = _keep_best(folder) if "validation_data" in options else None
-    kept["callbacks"] += [best] if best else []
+    kept["callbacks"][:0] = [best] if best else []  # before the backup: a kill loses none
     given = {"codes": codes} | ({} if labels is None else {"label": labels})
     prior.fit(given, epochs=epochs, batch_size=batch_size, **{"verbose": 0, **options}, **kept)
     if best:
@@ -100,11 +102,11 @@ def train_prior(prior, codes, labels, folder, epochs=PRIOR_EPOCHS, batch_size=12
 #| code-fold: true
 def _keep_best(folder):
     # Writes the weights whenever the bits of the maps held out are fewer than in any epoch.
-    past = None
-    if (Path(folder) / "history.csv").exists():
-        past = read_history(folder)["val_bits"].min()
+    path, past = Path(folder) / "best.weights.h5", None
+    if path.exists() and (path.parent / "history.csv").exists():
+        past = min(read_history(folder).get("val_bits", [None]))
     return keras.callbacks.ModelCheckpoint(
-        str(Path(folder) / "best.weights.h5"), monitor="val_bits", mode="min",
+        str(path), monitor="val_bits", mode="min",
         save_best_only=True, save_weights_only=True, initial_value_threshold=past)
 
 # %% ../nbs/95_presets.ipynb #c4124dc7

@@ -18,12 +18,13 @@ def place_bits(logits, codes):
 
     Args:
         logits: Numbers `(..., K)`, log-probabilities up to a constant.
-        codes: Integers `(...)`, the codes that stand there.
+        codes: Integers `(...)` from 0 to K − 1, the codes that stand there.
 
     Returns:
         float64 array `(...)`, in bits.
     """
-    logits, codes = np.asarray(logits, "float64"), np.asarray(codes)
+    logits = np.asarray(logits, "float64")
+    codes = check_codes(codes, logits.shape[-1])
     chosen = np.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
     return (np.logaddexp.reduce(logits, axis=-1) - chosen) / np.log(2)
 
@@ -128,6 +129,9 @@ def _asked_for(prior, count, label, start, seed):
     """What is drawn from: `"kept"`, codes that stay and −1 elsewhere, and with classes `"label"`,
     drawn where it was left out; and the random numbers that draw."""
     count = check_count(count, "count")
+    if not all(np.isfinite(weight).all() for weight in prior.get_weights()):
+        advice = "Its training has diverged: go back to an earlier backup."
+        raise _refusal("prior", "of finite weights", "NaN or infinity among them", advice)
     random = np.random.default_rng(np.random.randint(2**31) if seed is None else seed)
     start = np.full(prior.shape, -1, "int32") if start is None else np.asarray(known(start))
     fits = start.dtype.kind in "iu" and start.shape in (prior.shape, (count, *prior.shape))
@@ -384,6 +388,7 @@ def most_probable(logits, top_k=None, top_p=None):
         logits: float32 tensor `(..., K)`.
         top_k: How many to keep.
         top_p: Keep the fewest whose chances add up to this share; the most probable one always.
+            Codes exactly as probable as the last one that is kept stay, too.
 
     Returns:
         A tensor `(..., K)`.

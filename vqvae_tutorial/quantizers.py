@@ -302,9 +302,9 @@ def _checked_weight(value, name):
     return value
 
 
-def _checked_share(value, name):
+def _checked_share(value, name, usual):
     if not 0 <= value < 1:
-        raise _refusal(name, "from 0 to below 1", repr(value), f"Give `{name}=0.1`, say.")
+        raise _refusal(name, "from 0 to below 1", repr(value), f"Give `{name}={usual}`, say.")
     return value
 
 
@@ -429,7 +429,7 @@ def sums_by_code(vectors, codes, num_codes, weights=None):
     if weights is not None:
         weights = ops.reshape(weights, (-1,))
         total, vectors = ops.sum(weights), vectors * weights[:, None]
-    share = num_codes / ops.maximum(ops.cast(total, "float32"), 1.0)
+    share = num_codes / ops.maximum(ops.cast(total, "float32"), 1e-7)
     return share * ops.segment_sum(vectors, ops.reshape(codes, (-1,)), num_segments=num_codes)
 
 # %% ../nbs/02_quantizer_layer.ipynb #45450de5
@@ -448,14 +448,14 @@ class RunningMeans:
         self.steps = layer.ema_steps = layer.add_state("ema_steps", ())
         self.frequency = layer.add_state("ema_frequency", shape[:1], "ones")
         # An initializer, because what is assigned while `fit` builds a model would be lost.
-        self.sum = layer.add_state(
-            "ema_sum", shape, lambda shape, dtype=None: ops.copy(layer.codebook))
+        self.sum = layer.add_state("ema_sum", shape, lambda *_, **__: ops.copy(layer.codebook))
         layer.ema_frequency, layer.ema_sum = self.frequency, self.sum
 
     def with_batch(self, frequency, total):
         """Frequencies `(K,)` and sums `(K, D)` after a batch; the first one counts whole."""
-        self.steps.assign(self.steps.value + 1.0)
-        weight = (1 - self.decay) / (1 - ops.power(self.decay, self.steps.value))
+        self.steps.assign(self.steps.value + ops.cast(ops.any(frequency > 0), "float32"))
+        unbiased = 1 - ops.power(self.decay, ops.maximum(self.steps.value, 1.0))
+        weight = ops.where(ops.any(frequency > 0), (1 - self.decay) / unbiased, 0.0)
         frequency = (1 - weight) * self.frequency.value + weight * frequency
         total = (1 - weight) * self.sum.value + weight * total
         return ops.maximum(frequency, 0.0), total  # rounded, the first weight can exceed 1
@@ -492,8 +492,8 @@ class VectorQuantizerEMA(VectorQuantizer):
 
     def __init__(self, num_codes, decay=0.99, revival_threshold=0.1, **kwargs):
         super().__init__(num_codes, **kwargs)
-        self.decay = _checked_share(decay, "decay")
-        self.revival_threshold = _checked_share(revival_threshold, "revival_threshold")
+        self.decay = _checked_share(decay, "decay", 0.99)
+        self.revival_threshold = _checked_share(revival_threshold, "revival_threshold", 0.1)
         self.seed_generator = keras.random.SeedGenerator(self.seed)
 
     def build(self, input_shape):
@@ -509,7 +509,7 @@ class VectorQuantizerEMA(VectorQuantizer):
             used, total = self.means.with_batch(self.num_codes * self.frequencies.value, total)
             fresh = badly_quantized(
                 vectors, quantized, self.num_codes, self.seed_generator, weights)
-            dead = used < self.revival
+            dead = (used < self.revival) & ops.any(self.frequencies.value > 0)
             self.means.set(ops.where(dead, 1.0, used), ops.where(dead[:, None], fresh, total))
 
     def set_codebook(self, embeddings):

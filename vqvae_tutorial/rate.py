@@ -80,7 +80,5 @@ class EntropyConstrainedQuantizer(VectorQuantizerEMA):
             gap = ops.square(ops.stop_gradient(vectors - quantized))
             old, new = self.mean_distance.value, vectors.shape[-1] * weighted_mean(gap, weights)
             new = self.decay * old + (1 - self.decay) * new
-            self.mean_distance.assign(ops.where(ops.isfinite(new), new, old))
-
-    def get_config(self):
-        return super().get_config() | {"rate_weight": self.rate_weight}
+            counts = ops.any(self.frequencies.value > 0) & ops.isfinite(new)
+            self.mean_distance.assign(ops.where(counts, new, old))

@@ -92,7 +92,8 @@ def load_spoken_digits(folder=None):
     """The Free Spoken Digit Dataset: ten digits, said by six people, at 8 kHz.
 
     Taken from `folder`; else from the folder that `VQVAE_TUTORIAL_SPOKEN_DIGITS` names; else,
-    with a warning, 120 digits that Flite's voices say. Takes 0 to 4 are for testing.
+    with a warning, 120 digits that Flite's voices say. Takes 0 to 4 are for testing, of those
+    120 take 0.
 
     Args:
         folder: A copy of the data set, or its folder of recordings.

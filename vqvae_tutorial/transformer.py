@@ -89,7 +89,8 @@ class Block(layers.Layer):
         """The same for one place `(n, 1, width)`, whose key and value join those in the cache."""
         query, *new = _ask(self, x)
         cache = [ops.slice_update(old, [0, index, 0, 0], part) for old, part in zip(cache, new)]
-        past = ops.reshape(ops.arange(cache[0].shape[1]) <= index, (1, 1, 1, -1))
+        past = ops.arange(cache[0].shape[1], dtype="int32") <= index
+        past = ops.reshape(past, (1, 1, 1, -1))
         return _think(self, x, attention(query, *cache, ops.where(past, bias, HIDDEN))), cache
 
     def get_config(self):
@@ -293,7 +294,7 @@ def cosine_groups(places, steps):
     """
     if check_count(steps, "steps") > places:
         must = f"at most {places}, one for each place"
-        raise _refusal("steps", must, steps, "Give 8, for example.")
+        raise _refusal("steps", must, steps, f"Give {min(8, places)}, for example.")
     left = np.floor(places * np.cos(np.pi / 2 * np.arange(steps + 1) / steps)).astype(int)
     left[-1] = 0
     for step in range(steps - 1, 0, -1):
@@ -318,7 +319,7 @@ def _in_groups(prior, codes, label):
         found = prior.look(ops.where(group < step, codes, -1), label)
         return ops.where((group == step)[:, None], found, logits)
 
-    start = ops.zeros((ops.shape(codes)[0], prior.places, prior.num_codes))
+    start = ops.zeros((ops.shape(codes)[0], prior.places, prior.num_codes), "float32")
     return ops.fori_loop(0, prior.steps, look_again, start)
 
 # %% ../nbs/12_other_priors.ipynb #a7f2e6fe

@@ -16,7 +16,7 @@ from .quantizers import (
 
 # %% ../nbs/09_other_quantizers.ipynb #0b034357
 def unit(vectors):
-    """Vectors of length 1 in the same directions; a vector of zeros stays zero.
+    """Vectors of length 1 in the same directions; one shorter than 10⁻⁶ becomes 10⁶ times as long.
 
     Args:
         vectors: `(..., D)`.
@@ -214,7 +214,7 @@ class BinaryQuantizer(GridQuantizer):
     """Replaces each channel by its sign: 2^D codes without a codebook (LFQ, on a sphere BSQ).
 
     Args:
-        num_bits: D, the number of channels and of bits.
+        num_bits: D, the number of channels and of bits, 24 at most.
         sphere: Whether vectors and codes are scaled to length 1.
         entropy_cost, commitment_cost: The weights of `entropy_gap` and the commitment loss.
         temperature: τ, how soft bits are: at a corner, its own sign has the chance σ(4 / τ).
