@@ -16,7 +16,7 @@ from .quantizers import (
 
 # %% ../nbs/09_other_quantizers.ipynb #0b034357
 def unit(vectors):
-    """Vectors of length 1 in the same directions; one shorter than 10⁻⁶ becomes 10⁶ times as long.
+    """Vectors of length 1 in the same directions; one shorter than 10⁻⁶ gets 10⁶ times as long.
 
     Args:
         vectors: `(..., D)`.
