@@ -69,7 +69,7 @@ def main():
     library = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if path.name not in TOOLS]
     needs = [options.torch if need == "torch" else need for backend in chosen for need in NEEDS[backend]]
     python = environment(needs)
-    return 0 if all([run(python, backend, arguments or library, options.chapters) for backend in chosen]) else 1
+    return 0 if all([run(python, backend, arguments or ["--combinations", *library], options.chapters) for backend in chosen]) else 1
 
 
 if __name__ == "__main__":

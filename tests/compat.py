@@ -121,7 +121,7 @@ def run_tests(python, folder):
     files += [ROOT / "tests" / "contract" / f"test_{name}.py" for name in ("quantizers", "vqvae", "priors")]
     report = Path(folder) / "tests.xml"
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml", "--rootdir", ROOT,
-               f"--junitxml={report}", *sorted(path for path in files if path.exists())]
+               "--combinations", f"--junitxml={report}", *sorted(path for path in files if path.exists())]
     ran = subprocess.run(list(map(str, command)), cwd=folder, env=bare())
     if not report.exists():
         raise RuntimeError(f"pytest crashed with exit code {ran.returncode}; see above")

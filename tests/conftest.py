@@ -25,6 +25,7 @@ FIRST = ("test_site", "test_abuse", "test_export", "test_readme", "test_scaling"
 
 def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="every page at three widths in both themes, all combinations, and what is slow")
+    parser.addoption("--combinations", action="store_true", help="all combinations, but not what is slow")
 
 
 def ranks(values):
@@ -57,6 +58,7 @@ def diagonal(items):
     return kept
 
 
+@pytest.hookimpl(trylast=True)  # after what -k and the like leave out
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.path.stem not in FIRST)  # so that at the end no worker is alone with them
     if config.getoption("--all"):
@@ -64,7 +66,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.skip(reason="slow: by `make test-all`"))
-    kept = diagonal(items)
+    kept = set(items) if config.getoption("--combinations") else diagonal(items)
     if len(kept) < len(items):
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = [item for item in items if item in kept]

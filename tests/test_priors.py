@@ -129,7 +129,7 @@ def test_a_training_that_diverged_says_so(make):
     prior = compiled(shaken(make))
     prior.set_weights([np.full_like(w, np.nan) for w in prior.get_weights()])
     assert np.isnan(prior.evaluate(draw(), verbose=0, return_dict=True)["loss"])
-    with pytest.raises(ValueError, match="`prior` must be of finite weights. Received: NaN or infinity among them. Its training"):
+    with pytest.raises(ValueError, match="`prior` must be of weights that are numbers. Received: NaN or ∞ among them. Its training"):
         prior.sample(2)
 
 

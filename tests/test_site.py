@@ -1,8 +1,9 @@
 """The built site, as files and in a browser: it is whole, asks nothing of third parties, and works without a kernel.
 
 The browser loads each page from a server, under the path that the site has on its host, and looks at it as on a desk in the light
-theme and as on a phone in the dark one. With `--all` (`make test-all`) it looks at three widths in each theme, and loads what it
-sees in the dark one as a file. The tests judge what was seen.
+theme and as on a phone in the dark one; of the pages of source code it looks at one, and axe passes over code on most. With `--all`
+(`make test-all`) it looks at all, at three widths in each theme, and loads what it sees in the dark one as a file. The tests judge
+what was seen.
 """
 import html
 import json
@@ -129,7 +130,8 @@ class Visits:
 
     def look(self, page, name, scheme):
         looks, violations = {}, []
-        left = [] if self.all or name in MADE else [["div.highlight pre"]]  # code has the same colours on all pages
+        everywhere = self.all or name in MADE or name == EXERCISES[0]
+        left = [] if everywhere else [["div.highlight pre"]]  # code is alike on all pages
         page.emulate_media(color_scheme=scheme)
         for width in self.widths[scheme]:
             if width != page.viewport_size["width"]:
@@ -454,7 +456,7 @@ def test_widgets_move_without_a_kernel(visits, site, scripts, page, start):
 
 @pytest.mark.parametrize("page", EXERCISES)
 def test_answers_wait_until_they_are_asked_for(visits, site, page):
-    """None is in view at first, with or without JavaScript; each comes by mouse or key, code and output together."""
+    """None is in view at first; each comes by mouse or key, code and output together; on one page also without JavaScript."""
     views = [visits.open(page)]
     if visits.all or page == EXERCISES[0]:
         views.append(visits.quiet((site / f"{page}.html").as_uri()))

@@ -227,8 +227,8 @@ def export_parts(model, prior=None, folder=".", format="onnx"):
     Needs TensorFlow as Keras's backend; ONNX also needs the packages onnx and tf2onnx.
 
     Args:
-        model: a `VQVAE` whose quantizer chooses the nearest embedding.
-        prior: a `Prior` over its codes, or `None`.
+        model: a `VQVAE`, as for `model_parts`.
+        prior: a `Prior` over its codes, as for `prior_parts`, or `None`.
         folder: where to write; made if missing.
         format: `"onnx"`, `"litert"` or `"tf_saved_model"`.
 
@@ -236,7 +236,8 @@ def export_parts(model, prior=None, folder=".", format="onnx"):
         Paths by part: `"encode"`, `"decode"`, and with a prior `"start"` and `"next_place"`.
 
     Raises:
-        ValueError: if the format is unknown, or model and prior do not fit each other.
+        ValueError: if the format is unknown, a part cannot be exported, or model and prior do
+            not fit each other.
     """
     if format not in ENDINGS:
         known = ", ".join(map(repr, ENDINGS))

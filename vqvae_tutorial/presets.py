@@ -92,7 +92,7 @@ def train_prior(prior, codes, labels, folder, epochs=PRIOR_EPOCHS, batch_size=12
     prior.compile(keras.optimizers.Adam(cosine_schedule(steps, peak)))
     kept = resumable(folder, [StopAtNaN(), *callbacks])
     best = _keep_best(folder) if "validation_data" in options else None
-    kept["callbacks"][:0] = [best] if best else []  # before the backup: a kill loses none
+    kept["callbacks"][:0] = [best] if best else []  # before the backup
     given = {"codes": codes} | ({} if labels is None else {"label": labels})
     prior.fit(given, epochs=epochs, batch_size=batch_size, **{"verbose": 0, **options}, **kept)
     if best:
@@ -101,7 +101,8 @@ def train_prior(prior, codes, labels, folder, epochs=PRIOR_EPOCHS, batch_size=12
 # %% ../nbs/95_presets.ipynb #05633317
 #| code-fold: true
 def _keep_best(folder):
-    # Writes the weights whenever the bits of the maps held out are fewer than in any epoch.
+    # Writes the weights whenever the bits of the maps held out are fewer than in any epoch;
+    # before the backup, so that a kill between the two loses none.
     path, past = Path(folder) / "best.weights.h5", None
     if path.exists() and (path.parent / "history.csv").exists():
         past = min(read_history(folder).get("val_bits", [None]))

@@ -129,9 +129,9 @@ def _asked_for(prior, count, label, start, seed):
     """What is drawn from: `"kept"`, codes that stay and −1 elsewhere, and with classes `"label"`,
     drawn where it was left out; and the random numbers that draw."""
     count = check_count(count, "count")
-    if not all(np.isfinite(weight).all() for weight in prior.get_weights()):
+    if any((np.isnan(part) | (part == np.inf)).any() for part in prior.get_weights()):
         advice = "Its training has diverged: go back to an earlier backup."
-        raise _refusal("prior", "of finite weights", "NaN or infinity among them", advice)
+        raise _refusal("prior", "of weights that are numbers", "NaN or ∞ among them", advice)
     random = np.random.default_rng(np.random.randint(2**31) if seed is None else seed)
     start = np.full(prior.shape, -1, "int32") if start is None else np.asarray(known(start))
     fits = start.dtype.kind in "iu" and start.shape in (prior.shape, (count, *prior.shape))
