@@ -468,6 +468,7 @@ def test_networks_halve_once_at_least(halvings):
     for build in (build_encoder, build_decoder):
         with pytest.raises(ValueError, match="`halvings` must be"):
             build((16, 3), 4, halvings=halvings)
+        assert build((16, 3), 4, filters=4, halvings=2.0).count_params() == build((16, 3), 4, filters=4, halvings=2).count_params()
 
 
 @pytest.mark.parametrize("shape, mask", [((4,), (1, 1, 1)), ((4, 4), (4, 1, 1)), ((4, 4, 8, 8, 1), (4, 8, 8, 1))], ids=str)

@@ -1,5 +1,7 @@
 """The project holds together: modules and notebooks, outputs and code, settings and what repeats them."""
 import base64
+import importlib
+import inspect
 import io
 import json
 import os
@@ -67,6 +69,21 @@ def test_outputs_are_fresh(path):
     from reproduce import stale
 
     assert stale([path]) == [], "its code changed after its outputs were made: run `make reproduce`"
+
+
+def test_source_that_a_chapter_prints_is_that_of_the_package():
+    """Which its own hash does not see."""
+    owner = {name: path.stem for path in (ROOT / SETTINGS["lib_path"]).glob("[!_]*.py")
+             for name in re.findall(r"^(?:def|class) (\w+)", path.read_text(encoding="utf-8"), flags=re.M)}
+    found = []
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            for name in re.findall(r"^print\(inspect.getsource\((\w+)\)\)", "".join(cell["source"]), flags=re.M):
+                printed = "".join("".join(output.get("text", [])) for output in cell["outputs"])
+                module = importlib.import_module(f"{SETTINGS['lib_path']}.{owner[name]}")
+                assert inspect.getsource(getattr(module, name)).strip() in printed, f"{path.name}: {name}: run `make reproduce`"
+                found.append(name)
+    assert {"build_mnist", "train_vqvae"} <= set(found)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

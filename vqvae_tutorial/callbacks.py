@@ -28,21 +28,22 @@ class StopRevival(keras.callbacks.Callback):
 
     def __init__(self, quantizer, after=0.8):
         super().__init__()
-        found = getattr(quantizer, "quantizers", [quantizer])  # of a composite, those inside
-        self.found = [each for each in found if hasattr(each, "revival_threshold")]
-        if not self.found:
+        parts = getattr(quantizer, "quantizers", [quantizer])  # a composite's, or itself
+        self.parts = [each for each in parts if hasattr(each, "revival_threshold")]
+        if not self.parts:
             received = type(quantizer).__name__
             raise _refusal("quantizer", "one that revives codes", received, "Leave it out.")
-        self.quantizer, self.after = quantizer, after
+        self.after = after
 
     def on_epoch_begin(self, epoch, logs=None):
-        early = epoch < self.after * self.params["epochs"]
-        for each in self.found:
-            each.revival.assign(each.revival_threshold if early else 0.0)
+        self._revive(epoch < self.after * self.params["epochs"])
 
     def on_train_end(self, logs=None):
-        for each in self.found:
-            each.revival.assign(each.revival_threshold)
+        self._revive(True)
+
+    def _revive(self, wanted):
+        for each in self.parts:
+            each.revival.assign(each.revival_threshold if wanted else 0.0)
 
 # %% ../nbs/93_callbacks.ipynb #29b435d9
 class StopAtNaN(keras.callbacks.Callback):

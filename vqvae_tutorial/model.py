@@ -82,8 +82,9 @@ def build_encoder(shape, embedding_dim=16, filters=64, residual_blocks=2, halvin
         A Keras model from signals `(batch, *shape)` to vectors `(batch, ..., D)`.
 
     Raises:
-        ValueError: if the signal cannot be halved so often.
+        ValueError: if the signal cannot be halved so often, or `halvings` is below 1.
     """
+    halvings = check_count(halvings, "halvings")
     signal = x = keras.Input(_check_shape(shape, halvings), name="signal")
     rank = len(shape) - 1
     for remaining in reversed(range(halvings)):
@@ -97,7 +98,7 @@ def build_encoder(shape, embedding_dim=16, filters=64, residual_blocks=2, halvin
 # %% ../nbs/03_training.ipynb #78f2dfa9
 #| code-fold: true
 def _check_shape(shape, halvings):
-    factor = 2**check_count(halvings, "halvings")
+    factor = 2**halvings
     if not 2 <= len(shape) <= 4 or any(size % factor for size in shape[:-1]):
         raise ValueError(
             "`shape` must be one to three sizes and the channels, such as (28, 28, 1), and the "
@@ -121,8 +122,9 @@ def build_decoder(shape, embedding_dim=16, filters=64, residual_blocks=2, halvin
         limited to any range.
 
     Raises:
-        ValueError: if the signal cannot be halved so often.
+        ValueError: if the signal cannot be halved so often, or `halvings` is below 1.
     """
+    halvings = check_count(halvings, "halvings")
     rank, factor = len(shape) - 1, 2**halvings
     places = [size // factor for size in _check_shape(shape, halvings)[:-1]]
     embeddings = keras.Input((*places, embedding_dim), name="embeddings")
@@ -423,7 +425,7 @@ class VQVAE(keras.Model):
     `perplexity`. Sample weights need targets, `fit(x, x, sample_weight=…)`: without them Keras
     drops the weights before the model sees them. A dict `{"signal": x, "speaker": who}` gives
     the decoder the rest as its condition, as `{"embeddings": …, "speaker": who}`; under
-    `"mask"` it may hold which places are real.
+    `"mask"` it may hold which places are real, or which frames or examples, `(n, ...)`.
 
     Args:
         encoder: a Keras model from signals to vectors `(batch, ..., D)`.
