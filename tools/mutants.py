@@ -236,7 +236,7 @@ MUTANTS = [
     ("callbacks", "the optimizer is not kept",
      "return [*self.model.variables, *self.model.optimizer.variables]", "return [*self.model.variables]"),
     ("callbacks", "a torn backup is an error", "            continue\n", "            raise\n"),
-    ("callbacks", "revival stops an epoch late", "early = epoch < self.after", "early = epoch - 1 < self.after"),
+    ("callbacks", "revival stops an epoch late", "self._revive(epoch < self.after", "self._revive(epoch - 1 < self.after"),
     ("callbacks", "NaN goes on", "if not np.isfinite(float(loss)):", "if False:"),
     ("callbacks", "the history begins anew", "append=True)", "append=False)"),
     ("callbacks", "one backup is kept", "[:-2]:", "[:-1]:"),
