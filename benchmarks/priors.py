@@ -1,4 +1,4 @@
-"""Priors over the same codes, equally long trained: `python benchmarks/priors.py [--quick] [--seeds 2] [--out FILE] [--runs FOLDER]`.
+"""Priors over the same codes, equally long trained: `python benchmarks/priors.py [--quick] [--seeds 3] [--out FILE] [--runs FOLDER]`.
 
 Every network learns the codes that the shipped VQ-VAE gives the first 30,000 training digits, for equally many epochs, with batches of 128,
 and a rate that climbs to its peak and falls along a cosine, from each of several seeds. A row says what a test digit costs in bits
@@ -120,7 +120,7 @@ def grow(budget, repeats, out):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="Compare priors over the same codes; goes on where it was stopped.")
     parser.add_argument("--quick", action="store_true", help="a tiny budget, to see that all of it works")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--grids", action="store_true", help="measure only how time grows with the grid")
     parser.add_argument("--out", type=Path, help="the table (default: the one that ships, or priors_quick.csv with --quick)")
     parser.add_argument("--runs", type=Path, help="where trainings are kept (default: nbs/runs/priors, or priors_quick with --quick)")

@@ -105,7 +105,7 @@ FIGURES = {
     "12_other_priors": {
         f"{name}, {what}": rf"^{name} +[\d,]+ +{column}"
         for name in ("ungated PixelCNN", "PixelCNN", "transformer", "MaskGIT, 4 steps", "MaskGIT, 8 steps", "MaskGIT, 12 steps")
-        for what, column in {"bits per digit, mean and half span of two seeds": r"(\S+ ± \S+) ",
+        for what, column in {"bits per digit, mean and half span of three seeds": r"(\S+ ± \S+) ",
                              "Fréchet distance of samples": r".* (\S+ ± \S+)$"}.items()},
     "13_speech": {
         "test frames, share of the variance that is not drawn": r"^share of the variance that is not drawn: (\S+);",

@@ -60,7 +60,8 @@ def diagonal(items):
 
 @pytest.hookimpl(trylast=True)  # after what -k and the like leave out
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: item.path.stem not in FIRST)  # so that at the end no worker is alone with them
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path.stem not in FIRST)  # so that at the end no worker is alone with them
     if config.getoption("--all"):
         return
     for item in items:

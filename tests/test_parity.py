@@ -124,6 +124,13 @@ def gradient_of_encoder(quantizer, x, sent):
     return np.eye(x.shape[-1]) - values(encoder.kernel)
 
 
+def test_more_codes_than_can_be_counted_are_refused():
+    with pytest.raises(ValueError, match="`num_bits` must be at most 24. Received: 25"):
+        BinaryQuantizer(25)
+    with pytest.raises(ValueError, match="`levels`"):
+        FSQ([2] * 25)
+
+
 @pytest.mark.parametrize("levels", [(8, 4, 4), (8, 5, 5, 5), (7, 5, 5, 5, 5), (2, 3), (16,)], ids=str)
 def test_fsq_equals_the_paper(levels):
     """Mentzer et al. (2023), appendix A.1: bound, round, scale to half the levels; the code in mixed radix, the first channel first."""

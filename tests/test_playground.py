@@ -3,6 +3,7 @@
 `PLAYGROUND_DIGITS=10000 pytest tests/test_playground.py` compares the codes of all test digits, where MNIST can be had.
 """
 import base64
+import json
 import os
 import re
 import subprocess
@@ -349,6 +350,15 @@ def test_sequential_networks_are_packed_too():
 def test_what_a_page_cannot_run_is_refused(fault, message):
     with pytest.raises(ValueError, match=message):
         fault()
+
+
+def test_a_class_may_be_called_by_any_name():
+    """A script ends at the first `</script`, wherever it stands."""
+    names = ["</script><b>", "<!--"]
+    written = Playground(build(), PixelCNN(32, (4, 4), 2, filters=4, num_layers=1), classes=names).files()
+    told = [text for text in written.values() if "classes" in text]
+    assert told and not any("<" in text for text in told)
+    assert any(json.loads(re.search(r'"classes": (\[.*?\])', text)[1]) == names for text in told)
 
 
 # What it costs

@@ -266,6 +266,14 @@ def test_kmeans_starts_on_vectors_that_differ():
     assert all((vectors == code).all(axis=-1).any() for code in start)
 
 
+@pytest.mark.parametrize("power", [-90, 70])
+def test_kmeans_of_tiny_and_of_huge_numbers_is_that_of_others(power):
+    vectors = normal(200, 3)
+    scaled = kmeans(np.ldexp(vectors.astype("float32"), power), 10, seed=0)
+    np.testing.assert_array_equal(scaled, np.ldexp(kmeans(vectors, 10, seed=0), power))
+    assert np.isfinite(scaled).all() and len(np.unique(scaled, axis=0)) == 10
+
+
 def test_start_follows_the_squared_distance():
     vectors = np.array([[0.0], [1.0], [3.0]])
     pairs = [tuple(kmeans(vectors, 2, iterations=0, seed=seed).ravel()) for seed in range(3_000)]

@@ -473,6 +473,18 @@ def test_a_batch_where_nothing_counts_moves_nothing(random, kind, adapted):
             np.testing.assert_array_equal(np.array(weight), kept[weight.path], err_msg=weight.path)
 
 
+def test_a_batch_where_nothing_counts_revives_nothing(random):
+    quantizer, vectors = VectorQuantizerEMA(5, revival_threshold=0.5, seed=0), random.normal(size=(40, 3)).astype("float32")
+    quantizer.adapt(vectors)
+    codebook, frequency = values(quantizer.embeddings), np.array([0.25, 1, 1, 1, 1], "float32")  # the first is due
+    quantizer.ema_frequency.assign(frequency)
+    quantizer.ema_sum.assign(codebook * frequency[:, None])
+    quantizer(vectors, mask=np.zeros(40, bool), training=True)
+    np.testing.assert_array_equal(values(quantizer.embeddings), codebook)
+    quantizer(vectors[values(quantizer.encode(vectors)) > 0], training=True)
+    assert not np.array_equal(values(quantizer.embeddings)[0], codebook[0])
+
+
 def test_a_level_that_no_example_reaches_keeps_its_codebook(random):
     levels = [VectorQuantizerEMA(8, seed=number) for number in range(4)]
     quantizer = ResidualQuantizer(levels, dropout=1.0, seed=0)
@@ -557,3 +569,16 @@ def test_other_backends(backend):
     environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     run = subprocess.run([sys.executable, "-c", OTHER_BACKEND], env=environment, capture_output=True, text=True, timeout=300)
     assert run.stdout.strip() == f"fine on {backend}", run.stderr[-3000:]
+
+
+@RULES
+def test_a_codebook_can_be_given_before_any_vector(rule):
+    quantizer, codebook = rule(3), np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 6.0]], "float32")
+    with pytest.raises(ValueError, match="has no codebook yet.*set_codebook"):
+        quantizer.decode(np.array([0, 2]))
+    quantizer.set_codebook(codebook.tolist())
+    np.testing.assert_array_equal(ops.convert_to_numpy(quantizer.decode(np.array([2, 0]))), codebook[[2, 0]])
+    for wrong, problem in ((codebook[:2], "`embeddings` must be 3 rows"), (codebook[0], "3 rows"), (codebook[:, :1], "2")):
+        with pytest.raises(ValueError, match=problem):
+            quantizer.set_codebook(wrong)
+    np.testing.assert_array_equal(ops.convert_to_numpy(quantizer.embeddings), codebook)

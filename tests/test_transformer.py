@@ -332,7 +332,7 @@ def test_a_masked_model_learns_what_a_place_says_of_another():
 # The most probable
 
 
-LIMITS = [{"top_k": 1}, {"top_k": 3}, {"top_p": 0.5}, {"top_p": 0.9}, {"top_p": 1e-9}, {"top_k": 3, "top_p": 0.7}]
+LIMITS = [{"top_k": 1}, {"top_k": 3}, {"top_p": 0.5}, {"top_p": 0.9}, {"top_p": 1e-9}, {"top_k": 3, "top_p": 0.7}, {"top_k": 0}]
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
@@ -342,7 +342,7 @@ def test_the_most_probable_are_those_of_numpy(limits):
     for row, chance in enumerate(chances):
         total = 0.0
         for count, code in enumerate(np.argsort(-chance)):
-            if count >= limits.get("top_k", 6) or (count and total >= limits.get("top_p", 1)):
+            if count and (count >= limits.get("top_k", 6) or total >= limits.get("top_p", 1)):
                 break
             expected[row, code], total = True, total + chance[code]
     found = numbers(most_probable(ops.convert_to_tensor(logits), **limits))

@@ -178,7 +178,8 @@ def _code_mask(mask, vectors):
     if mask is not None and len(mask.shape) != len(vectors.shape) - 1:
         mask = _spread(mask, len(vectors.shape) - 1)
     for axis, size in enumerate(ops.shape(vectors)[1:-1] if mask is not None else (), start=1):
-        mask = ops.take(mask, ops.shape(mask)[axis] // size * ops.arange(size), axis=axis)
+        places = ops.arange(size, dtype="int32")
+        mask = ops.take(mask, ops.shape(mask)[axis] // size * places, axis=axis)
     return mask
 
 
@@ -480,7 +481,7 @@ class VQVAE(keras.Model):
         own = 0.0 if self.loss else relative_error(y, y_pred, self.variance.value, weights)
         more = self.loss or self.losses  # one that `compile` was given, and what layers add
         rest = super().compute_loss(x, y, y_pred, weights, training) if more else 0.0
-        return own + rest + flaw
+        return sum(ops.cast(part, "float32") for part in (own, rest, flaw))  # some are `floatx`
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         y, mask = _target(x, y, y_pred), _split(x)[1]

@@ -260,7 +260,8 @@ def asset(name):
 
 
 def _receive(name, packed):
-    return f"vqvaePlayground.receive({json.dumps(name)}, {json.dumps(packed)});"
+    parts = (json.dumps(part).replace("<", r"\u003c") for part in (name, packed))
+    return f"vqvaePlayground.receive({', '.join(parts)});"
 
 
 def _place(name, parts, picture):

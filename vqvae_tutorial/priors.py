@@ -396,13 +396,13 @@ def most_probable(logits, top_k=None, top_p=None):
     if top_k is None and top_p is None:
         return logits
     ranked, size = ops.flip(ops.sort(logits, axis=-1), axis=-1), ops.shape(logits)[-1]
-    rank = ops.arange(size)
-    keep = rank < (top_k or size)
+    rank = ops.arange(size, dtype="int32")
+    keep = rank < (size if top_k is None else top_k)
     if top_p is not None:
         chances = ops.softmax(ranked, axis=-1)
         before = ops.cumsum(chances, axis=-1) - chances  # of all that are more probable
-        keep = keep & ((before < top_p) | (rank == 0))
-    least = ops.min(ops.where(keep, ranked, np.inf), axis=-1, keepdims=True)
+        keep = keep & (before < top_p)
+    least = ops.min(ops.where(keep | (rank == 0), ranked, np.inf), axis=-1, keepdims=True)
     return ops.where(logits < least, -1e8, logits)
 
 # %% ../nbs/05_priors.ipynb #0ad78525

@@ -261,9 +261,11 @@ def kmeans(vectors, num_codes, iterations=20, seed=None):
     iterations = check_count(iterations, "iterations", least=0)
     random = np.random.default_rng(np.random.randint(2**31) if seed is None else seed)
     vectors = _sample_for_kmeans(vectors, num_codes, random)
+    power = np.frexp(np.abs(vectors).max())[1]
+    vectors = np.ldexp(vectors, -power)  # rounds nothing, and squares stay finite
     with _Progress("k-means") as progress:
         codebook = _spread_start(vectors, num_codes, random, progress.say)
-        return _lloyd(vectors, codebook, iterations, progress.say)
+        return np.ldexp(_lloyd(vectors, codebook, iterations, progress.say), power)
 
 # %% ../nbs/01_vector_quantization.ipynb #e56fcdef
 def code_frequencies(codes, num_codes, weights=None):

@@ -156,6 +156,15 @@ def _as_vectors(quantizer, vectors):
     return vectors
 
 
+def _as_codebook(quantizer, embeddings):
+    """Embeddings as float32, and the quantizer built for them."""
+    embeddings, K = ops.convert_to_tensor(embeddings, "float32"), quantizer.num_codes
+    if len(embeddings.shape) != 2 or embeddings.shape[0] != K:
+        raise _refusal("embeddings", f"{K} rows, one for each code", f"shape {embeddings.shape}",
+                       "Give an array (K, D).")
+    return _as_vectors(quantizer, embeddings)
+
+
 def _checked_gradient(gradient):
     if gradient not in list(GRADIENTS):
         raise _refusal("gradient", " or ".join(f'"{name}"' for name in GRADIENTS),
@@ -363,6 +372,9 @@ class CodebookQuantizer(Quantizer):
 
     @property
     def embeddings(self):
+        if not hasattr(self, "codebook"):
+            raise ValueError(f"{self.name} has no codebook yet. Call it on vectors first, or "
+                             "give it one by `set_codebook`.")
         return self.codebook.value
 
     def nearest(self, vectors):
@@ -378,6 +390,7 @@ class CodebookQuantizer(Quantizer):
 
     def set_codebook(self, embeddings):
         """Sets the codebook to `embeddings`, numbers `(K, D)`."""
+        embeddings = _as_codebook(self, embeddings)
         self.codebook.assign(embeddings)
 
 # %% ../nbs/02_quantizer_layer.ipynb #5eab9c00
@@ -514,6 +527,7 @@ class VectorQuantizerEMA(VectorQuantizer):
 
     def set_codebook(self, embeddings):
         """Sets the codebook `(K, D)`, and the running means with it."""
+        embeddings = _as_codebook(self, embeddings)
         self.means.start(embeddings)
 
 # %% ../nbs/02_quantizer_layer.ipynb #285608eb

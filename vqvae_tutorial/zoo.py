@@ -228,6 +228,9 @@ class BinaryQuantizer(GridQuantizer):
     def __init__(self, num_bits, sphere=False, entropy_cost=0.1, commitment_cost=0.25,
                  temperature=1.0, **kwargs):
         self.num_bits = check_count(num_bits, "num_bits")
+        if self.num_bits > 24:
+            advice = "Take several quantizers, as `ProductQuantizer` does."
+            raise _refusal("num_bits", "at most 24", num_bits, advice)
         super().__init__([2] * self.num_bits, **kwargs)
         self.sphere, self.temperature = sphere, _above_zero(temperature, "temperature")
         self.entropy_cost = _checked_weight(entropy_cost, "entropy_cost")
