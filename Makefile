@@ -69,6 +69,7 @@ study: .venv/installed
 	@$(PY) benchmarks/grid.py
 	@$(PY) benchmarks/rate_distortion.py --published
 	@$(PY) benchmarks/priors.py
+	@$(PY) benchmarks/prior_ablation.py
 	@$(PY) benchmarks/equal_bits.py
 	@$(PY) benchmarks/equal_bits.py --large
 

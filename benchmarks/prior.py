@@ -1,10 +1,10 @@
 """Seconds that an epoch of training takes, of two priors on the same codes: `python benchmarks/prior.py [--quick] [--out FILE]`.
 
     published   the configuration of the well-known Keras example: one stack of masked convolutions, compiled as published
-    ours        the two gated stacks of chapter 5, with classes
+    ours        the two gated stacks of chapter 6, with classes
 
 Both train on the codes that the shipped VQ-VAE gives digits, in turns (A B A B …), so many batches of 128 each time; the table holds the
-median, scaled to an epoch of chapter 5. How many bits a digit costs under each after training to the end, chapter 5 prints.
+median, scaled to an epoch of chapter 6. How many bits a digit costs under each, `prior_ablation.py` measures.
 """
 import argparse
 import os
@@ -22,7 +22,7 @@ from vqvae_tutorial import load_mnist, load_pretrained  # noqa: E402
 from vqvae_tutorial.data import SAMPLE  # noqa: E402
 from vqvae_tutorial.pixelcnn import PixelCNN, build_ungated_pixelcnn  # noqa: E402
 
-EPOCH = 55_000  # maps in an epoch of chapter 5
+EPOCH = 55_000  # maps in an epoch of chapter 6
 
 
 def priors(shipped, codes, labels):

@@ -52,6 +52,16 @@ def test_ungated_never_looks_ahead_but_has_a_blind_spot():
     assert 0 < seen < 49 * 48 // 2
 
 
+def test_channels_first_is_a_setting_for_others():
+    before = keras.config.image_data_format()
+    keras.config.set_image_data_format("channels_first")
+    try:
+        network = build_ungated_pixelcnn(5, (4, 6), filters=8)
+        assert network(draw((4, 6), 5, 2)).shape == (2, 4, 6, 5)
+    finally:
+        keras.config.set_image_data_format(before)
+
+
 @pytest.mark.parametrize("mask, kernel_size", [("A", 1), ("A", 3), ("B", 3), ("B", 5), ("A", 7)])
 def test_masked_convolution_is_a_convolution_with_zeros(mask, kernel_size):
     layer = MaskedConv2D(3, kernel_size, mask, activation="relu")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from vqvae_tutorial import PixelCNN, PositionPrior, Prior
+from vqvae_tutorial import VQVAE, PixelCNN, PositionPrior, Prior, TransformerPrior, VectorQuantizerEMA, build_networks
 from vqvae_tutorial.priors import Sampler, check_pair, draw_labels, keeping_noise, place_bits
 
 values = ops.convert_to_numpy
@@ -153,3 +153,22 @@ def test_a_pair_must_fit():
     for prior in (PositionPrior(K + 1, (2, 3)), PositionPrior(K, (3, 2))):
         with pytest.raises(ValueError, match="`prior` must be made for the VQ-VAE's .*Received: .*Train"):
             check_pair(Model, prior)
+
+
+@pytest.mark.parametrize("floatx", ["bfloat16", "float64"])
+def test_keras_may_be_set_to_other_numbers(floatx):
+    """`keras.config.set_floatx` also decides what whole numbers are where no dtype is given."""
+    before = keras.config.floatx()
+    keras.config.set_floatx(floatx)
+    try:
+        for prior in (small_pixelcnn(8, (3, 4), 2), TransformerPrior(8, (3, 4), 2, width=8, num_layers=1, num_heads=2)):
+            codes = prior.sample(5, label=1, seed=0, top_k=3)
+            assert codes.shape == (5, 3, 4) and prior.bits(codes, 1).dtype == "float32"
+        model = VQVAE(*build_networks((8, 4), 4, 8, 0), VectorQuantizerEMA(8, seed=0))
+        signals, mask = np.random.default_rng(0).normal(size=(6, 8, 4)), np.arange(8) < np.array([[4], [8], [8], [2], [0], [8]])
+        model.compile("adam")
+        model.fit({"signal": signals, "mask": mask}, verbose=0)
+        assert all(np.isfinite(values(ops.cast(weight, "float32"))).all() for weight in model.variables)
+        assert model.encode(signals).shape == (6, 2)
+    finally:
+        keras.config.set_floatx(before)

@@ -335,8 +335,8 @@ def test_without_a_seed_keras_decides():
 
 def test_kmeans_works_on_a_sample_of_the_size_it_says(monkeypatch):
     seen = []
-    lloyd = quantization._lloyd
-    monkeypatch.setattr(quantization, "_lloyd", lambda vectors, *given: seen.append(vectors) or lloyd(vectors, *given))
+    sample_of = quantization._sample_for_kmeans
+    monkeypatch.setattr(quantization, "_sample_for_kmeans", lambda *given: seen.append(sample_of(*given)) or seen[-1])
     vectors = np.arange(140_000, dtype="float32")[:, None]
     for count, num_codes, size in ((32_768, 2, 32_768), (32_769, 2, 32_768), (40_000, 128, 32_768), (140_000, 130, 33_280),
                                    (140_000, 600, 131_072), (20_000, 600, 20_000)):

@@ -140,3 +140,13 @@ def test_bad_images_are_refused(judge, bad, message):
 def test_bad_labels_are_refused(judge, labels, message):
     with pytest.raises(ValueError, match=message):
         class_accuracy(judge, np.zeros((2, 28, 28, 1)), labels)
+
+
+def test_channels_first_is_a_setting_for_others():
+    images = np.random.default_rng(0).uniform(size=(5, 28, 28, 1)).astype("float32")
+    right, before = features(load_judge(), images), keras.config.image_data_format()
+    keras.config.set_image_data_format("channels_first")
+    try:
+        np.testing.assert_array_equal(features(load_judge(), images), right)
+    finally:
+        keras.config.set_image_data_format(before)

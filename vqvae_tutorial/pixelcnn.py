@@ -82,15 +82,18 @@ def build_ungated_pixelcnn(num_codes=128, shape=(7, 7), filters=128, residual_bl
         van den Oord, Kalchbrenner and Kavukcuoglu (2016), arXiv:1601.06759, figure 5, table 1;
         the sizes are those of the Keras example on VQ-VAEs.
     """
+    def everywhere(size, **options):
+        return layers.Conv2D(size, 1, data_format="channels_last", **options)
+
     codes = keras.Input(shape, dtype="int32", name="codes")
     x = MaskedConv2D(filters, 7, "A", activation="relu")(ops.one_hot(codes, num_codes))
     for _ in range(residual_blocks):
-        y = layers.Conv2D(filters, 1, activation="relu")(x)
+        y = everywhere(filters, activation="relu")(x)
         y = MaskedConv2D(filters // 2, 3, "B", activation="relu")(y)
-        x = layers.Add()([x, layers.Conv2D(filters, 1, activation="relu")(y)])
+        x = layers.Add()([x, everywhere(filters, activation="relu")(y)])
     for _ in range(dense_layers):
-        x = layers.Conv2D(filters, 1, activation="relu")(x)
-    logits = layers.Conv2D(num_codes, 1, name="logits")(x)
+        x = everywhere(filters, activation="relu")(x)
+    logits = everywhere(num_codes, name="logits")(x)
     return keras.Model(codes, logits, name="ungated_pixelcnn")
 
 # %% ../nbs/06_pixelcnn.ipynb #e825d4ba
@@ -267,7 +270,7 @@ def _strip(prior, codes, row, columns):
 # %% ../nbs/06_pixelcnn.ipynb #3abd1722
 def _next_row(prior, codes, cache, biases, row):
     """Moves the vertical stack down one row, in all layers."""
-    reach, columns = prior.kernel_size // 2, ops.arange(prior.grid[1])
+    reach, columns = prior.kernel_size // 2, ops.arange(prior.grid[1], dtype="int32")
     position = ops.take(ops.cast(prior.position, prior.compute_dtype), [row], axis=0)
     v = _strip(prior, codes, row - 1, columns) + position
     above, told = [], []

@@ -90,7 +90,7 @@ def badly_quantized(vectors, quantized, count, seed, weights=None):
     vectors = ops.reshape(vectors, (-1, vectors.shape[-1]))
     vectors, error = (of_all_replicas(ops.stop_gradient(part)) for part in (vectors, error))
     reached = ops.cumsum(error)
-    drawn = keras.random.uniform((count,), seed=seed) * reached[-1]
+    drawn = keras.random.uniform((count,), dtype="float32", seed=seed) * reached[-1]
     positions = ops.minimum(ops.searchsorted(reached, drawn), ops.shape(vectors)[0] - 1)
     return ops.take(vectors, positions, axis=0)
 
@@ -158,10 +158,11 @@ def _as_vectors(quantizer, vectors):
 
 def _as_codebook(quantizer, embeddings):
     """Embeddings as float32, and the quantizer built for them."""
-    embeddings, K = ops.convert_to_tensor(embeddings, "float32"), quantizer.num_codes
-    if len(embeddings.shape) != 2 or embeddings.shape[0] != K:
-        raise _refusal("embeddings", f"{K} rows, one for each code", f"shape {embeddings.shape}",
-                       "Give an array (K, D).")
+    embeddings = ops.convert_to_tensor(embeddings, "float32")
+    shape, D = tuple(embeddings.shape), quantizer.embedding_dim if quantizer.built else "D"
+    if len(shape) != 2 or shape != (quantizer.num_codes, shape[1] if D == "D" else D):
+        raise _refusal("embeddings", f"of shape ({quantizer.num_codes}, {D})", f"shape {shape}",
+                       "Each row is the embedding of one code.")
     return _as_vectors(quantizer, embeddings)
 
 
@@ -372,15 +373,15 @@ class CodebookQuantizer(Quantizer):
 
     @property
     def embeddings(self):
-        if not hasattr(self, "codebook"):
-            raise ValueError(f"{self.name} has no codebook yet. Call it on vectors first, or "
-                             "give it one by `set_codebook`.")
         return self.codebook.value
 
     def nearest(self, vectors):
         return nearest_code(vectors, self.embeddings)
 
     def embed(self, codes):
+        if not self.built:
+            raise ValueError(f"{self.name} has no codebook yet. Call it on vectors first, or "
+                             "give it one by `set_codebook`.")
         return look_up(codes, self.embeddings)
 
     def adapt(self, vectors):
@@ -389,7 +390,7 @@ class CodebookQuantizer(Quantizer):
         self.set_codebook(kmeans(vectors, self.num_codes, seed=self.seed))
 
     def set_codebook(self, embeddings):
-        """Sets the codebook to `embeddings`, numbers `(K, D)`."""
+        """Sets the codebook to `embeddings`, numbers `(K, D)`; `adapt` sets it anew."""
         embeddings = _as_codebook(self, embeddings)
         self.codebook.assign(embeddings)
 

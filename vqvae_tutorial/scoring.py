@@ -22,13 +22,13 @@ def build_classifier():
         A Keras model from images `(batch, 28, 28, 1)` in [0, 1] to logits `(batch, 10)`; its
         layer `"features"` gives `(batch, 64)`.
     """
+    last = {"data_format": "channels_last"}  # whatever Keras is set to
+    same = {"padding": "same", "activation": "relu"} | last
     images = keras.Input((28, 28, 1), name="images")
-    x = layers.Conv2D(32, 5, strides=2, padding="same", activation="relu")(images)
-    x = layers.Conv2D(64, 3, padding="same", activation="relu")(x)
-    x = layers.MaxPooling2D()(x)
-    x = layers.Conv2D(64, 3, padding="same", activation="relu")(x)
-    x = layers.Flatten()(layers.MaxPooling2D()(x))
-    x = layers.Dense(64, activation="relu", name="features")(x)
+    x = layers.Conv2D(32, 5, strides=2, **same)(images)
+    x = layers.MaxPooling2D(**last)(layers.Conv2D(64, 3, **same)(x))
+    x = layers.MaxPooling2D(**last)(layers.Conv2D(64, 3, **same)(x))
+    x = layers.Dense(64, activation="relu", name="features")(layers.Flatten(**last)(x))
     logits = layers.Dense(10, name="logits")(layers.Dropout(0.3)(x))
     return keras.Model(images, logits, name="judge")
 
