@@ -6,7 +6,9 @@ under it, how many of the digits drawn from it the judge of the appendix reads a
 trained once per seed, and scored at several numbers of steps. The network of the Keras tutorial on VQ-VAEs is not told the digit, so its
 samples are not asked for.
 
-A second table holds seconds and memory per map as the grid grows, of untrained networks of the same sizes (`--grids` alone measures it).
+A second table holds seconds and memory per map as the grid grows, of untrained networks of the same sizes, and a third what each costs on
+the grid of the study: multiplications of a map that is drawn, seconds of a training batch, seconds per map drawn. There the networks take
+turns (`--grids` measures these two alone).
 
 The command can be stopped at any time and goes on with the epoch it was at. Chapter 12 shows what it finds.
 """
@@ -33,8 +35,10 @@ from vqvae_tutorial.priors import PositionPrior, Prior  # noqa: E402
 from vqvae_tutorial.scoring import class_accuracy, features, frechet_distance, load_judge  # noqa: E402
 from vqvae_tutorial.transformer import MaskGIT, TransformerPrior  # noqa: E402
 
-FULL = {"maps": 30_000, "epochs": 3, "tested": 2_000, "drawn": 2_000, "sides": {7: 1000, 14: 250, 28: 16, 56: 4}, "sizes": {}}
-QUICK = {"maps": 256, "epochs": 1, "tested": 128, "drawn": 100, "sides": {3: 4, 4: 2}, "sizes": {"num_layers": 1}}
+FULL = {"maps": 30_000, "epochs": 3, "tested": 2_000, "drawn": 2_000, "sides": {7: 1000, 14: 250, 28: 16, 56: 4}, "sizes": {},
+        "batches": 10, "timed": 200}
+QUICK = {"maps": 256, "epochs": 1, "tested": 128, "drawn": 100, "sides": {3: 4, 4: 2},
+         "sizes": {"num_layers": 1}, "batches": 1, "timed": 4}
 STEPS = (4, 8, 12)
 PEAKS = {"ungated PixelCNN": 2e-3, "PixelCNN": 2e-3, "transformer": 5e-3, "MaskGIT": 5e-3}  # 2e-3 was too slow for the last two
 
@@ -51,6 +55,21 @@ class Ungated(Prior):
         return self.network(codes) + flaw
 
 
+class Alike(Prior):
+    """The same chances at every place, which is the zero-order entropy: how often each code is used."""
+
+    def __init__(self, num_codes, shape):
+        super().__init__(num_codes, shape)
+        self.table = self.add_weight(name="table", shape=(num_codes,), initializer="zeros")
+
+    def adapt(self, codes):
+        self.table.assign(np.log(np.bincount(codes.ravel(), minlength=self.num_codes) + 0.5))
+
+    def call(self, inputs):
+        codes, _, flaw = self.read(inputs)
+        return keras.ops.zeros((*keras.ops.shape(codes), self.num_codes)) + self.table + flaw
+
+
 MAKERS = {
     "ungated PixelCNN": lambda K, shape, seed, **sizes: Ungated(K, shape),
     "PixelCNN": lambda K, shape, seed, **sizes: PixelCNN(K, shape, num_classes=10, seed=seed, **sizes),
@@ -63,6 +82,10 @@ def trained(name, seed, codes, labels, folder, budget):
     """Trains one network, or takes up where that was stopped. The table of counts is adapted."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(seed)
+    if name == "zero order":
+        prior = Alike(128, codes.shape[1:])
+        prior.adapt(codes)
+        return prior
     if name == "by place":
         prior = PositionPrior(128, codes.shape[1:], num_classes=10)
         prior.adapt(codes, labels)
@@ -117,11 +140,42 @@ def grow(budget, repeats, out):
         print(f"grid of {side} × {side}: done", flush=True)
 
 
+def multiplications(prior):
+    """Of a map that is drawn: each kernel once at each place, and in attention a query with each key and a weight with each value."""
+    kernels = [weight.shape for weight in prior.weights if weight.path.endswith("kernel") and "label" not in weight.path]
+    blocks = prior.network.blocks if isinstance(prior, (TransformerPrior, MaskGIT)) else []
+    whole = prior.places * sum(map(np.prod, kernels)) + 2 * prior.places**2 * sum(block.width for block in blocks)
+    looks = {MaskGIT: getattr(prior, "steps", 1), Ungated: prior.places}  # at the whole map; with a cache each place is computed once
+    return int(whole * looks.get(type(prior), 1))
+
+
+def cost(budget, repeats, out):
+    """What each network costs on the grid of the study: counted, and timed in turns on random codes."""
+    table = Table(out, ["prior", "steps", "multiplications", "training", "drawing"], 2, {})
+    priors = {(name, 49): make(128, (7, 7), 0, **budget["sizes"]) for name, make in MAKERS.items() if name != "MaskGIT"}
+    priors |= {("MaskGIT", steps): MaskGIT(128, (7, 7), num_classes=10, steps=steps, **budget["sizes"]) for steps in STEPS}
+    if all(key in table for key in priors):
+        return
+    random, batches, maps = np.random.default_rng(0), budget["batches"], budget["timed"]
+    codes, label = random.integers(128, size=(128 * batches, 7, 7)), np.arange(128 * batches, dtype="int32") % 10
+    noise = random.gumbel(size=(maps, 7, 7, 128)).astype("float32")
+    training, drawing = {}, {}
+    for key, prior in priors.items():
+        prior.compile("adam")
+        told, asked = (label, label[:1].repeat(maps)) if prior.num_classes else (None, None)
+        training[key] = partial(prior.fit, {"codes": codes} | ({} if told is None else {"label": told}), batch_size=128, verbose=0)
+        drawing[key] = partial(prior.sample_with_noise, noise, asked)
+    training, drawing = turns(training, repeats), turns(drawing, repeats)
+    for (name, steps), prior in priors.items():
+        table.add({"prior": name, "steps": steps, "multiplications": multiplications(prior),
+                   "training": training[name, steps] / batches, "drawing": drawing[name, steps] / maps})
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description="Compare priors over the same codes; goes on where it was stopped.")
     parser.add_argument("--quick", action="store_true", help="a tiny budget, to see that all of it works")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--grids", action="store_true", help="measure only how time grows with the grid")
+    parser.add_argument("--grids", action="store_true", help="measure only times, not what priors are worth")
     parser.add_argument("--out", type=Path, help="the table (default: the one that ships, or priors_quick.csv with --quick)")
     parser.add_argument("--runs", type=Path, help="where trainings are kept (default: nbs/runs/priors, or priors_quick with --quick)")
     options = parser.parse_args(arguments)
@@ -130,7 +184,9 @@ def main(arguments=None):
     runs = options.runs or ROOT / "nbs" / "runs" / ("priors_quick" if options.quick else "priors")
     if not options.grids:
         compare(budget, options.seeds, runs, out)
-    grow(budget, 1 if options.quick else 3, out.with_name(f"{out.stem}_grids.csv"))
+    repeats = 1 if options.quick else 3
+    grow(budget, repeats, out.with_name(f"{out.stem}_grids.csv"))
+    cost(budget, repeats, out.with_name(f"{out.stem}_costs.csv"))
     return 0
 
 
@@ -138,7 +194,7 @@ def compare(budget, seeds, runs, out):
     shared = {name: budget[name] for name in ("maps", "epochs", "drawn")}
     columns = ["prior", "steps", "seed", "weights", "bits", "read_right", "frechet", *shared]
     table = Table(out, columns, 3, shared)
-    names = ["by place", *MAKERS]
+    names = ["zero order", "by place", *MAKERS]
     steps = {"MaskGIT": STEPS}
     missing = [(name, seed) for seed in range(seeds) for name in names
                if not all((name, step, seed) in table for step in steps.get(name, [49]))]

@@ -282,12 +282,12 @@ def test_priors_were_trained_alike_from_several_seeds():
     table = read(RESULTS / "priors.csv")
     assert len({(row["maps"], row["epochs"], row["drawn"]) for row in table}) == 1
     kinds = {(str(row["prior"]), int(row["steps"])) for row in table}
-    assert {name for name, _ in kinds} == {"by place", "ungated PixelCNN", "PixelCNN", "transformer", "MaskGIT"}
+    assert {name for name, _ in kinds} == {"zero order", "by place", "ungated PixelCNN", "PixelCNN", "transformer", "MaskGIT"}
     for kind in kinds:
         rows = [row for row in table if (row["prior"], row["steps"]) == kind]
         assert len({row["seed"] for row in rows}) == len(rows) >= 3, kind
     assert (table["bits"] > 0).all() and (table["frechet"] > 0).all()
-    told = table["prior"] != "ungated PixelCNN"
+    told = ~np.isin(table["prior"], ["zero order", "ungated PixelCNN"])
     assert ((table["read_right"][told] > 0.1) & (table["read_right"][told] <= 1)).all() and np.isnan(table["read_right"][~told]).all()
 
 
@@ -295,8 +295,20 @@ def test_what_chapter_12_reads_from_the_table_of_priors():
     table = read(RESULTS / "priors.csv")
     mean = {(name, steps): table[(table["prior"] == name) & (table["steps"] == steps)]["bits"].mean()
             for name, steps in set(zip(table["prior"].tolist(), table["steps"].tolist()))}
+    assert mean["by place", 49] < 0.9 * mean["zero order", 49]
     assert mean["transformer", 49] < 0.75 * mean["by place", 49] and mean["PixelCNN", 49] < mean["ungated PixelCNN", 49] - np.log2(10)
     assert mean["MaskGIT", 12] < mean["MaskGIT", 8] < mean["MaskGIT", 4] < mean["by place", 49]
+
+
+def test_what_each_prior_costs():
+    costs = {(str(row["prior"]), int(row["steps"])): row for row in read(RESULTS / "priors_costs.csv")}
+    assert {name for name, _ in costs} == {"ungated PixelCNN", "PixelCNN", "transformer", "MaskGIT"}
+    counted = {key: int(row["multiplications"]) for key, row in costs.items()}
+    assert 12 * counted["MaskGIT", 4] == 6 * counted["MaskGIT", 8] == 4 * counted["MaskGIT", 12]
+    assert 8 * counted["transformer", 49] == counted["MaskGIT", 8]  # one network
+    assert counted["PixelCNN", 49] == 49 * (8 * ((2 * 3 + 1 * 2) * 64 * 128 + 128 * 128 + 64 * 64) + 64 * 128)
+    assert costs["ungated PixelCNN", 49]["drawing"] > 5 * costs["PixelCNN", 49]["drawing"]
+    assert costs["MaskGIT", 4]["drawing"] < costs["MaskGIT", 8]["drawing"] < costs["MaskGIT", 12]["drawing"]
 
 
 def test_time_and_memory_by_grid():
@@ -320,12 +332,15 @@ def test_the_study_of_priors_goes_on_where_it_was_stopped(tmp_path, capsys):
     ran = subprocess.run([sys.executable, ROOT / "benchmarks" / "priors.py", *options], capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stderr
     table = read(out)
-    assert list(table.dtype.names) == list(read(RESULTS / "priors.csv").dtype.names) and len(table) == 7
+    assert list(table.dtype.names) == list(read(RESULTS / "priors.csv").dtype.names) and len(table) == 8
     grids = read(out.with_name("quick_grids.csv"))
     assert list(grids.dtype.names) == list(read(RESULTS / "priors_grids.csv").dtype.names) and len(grids) == 12
-    before = [path.read_bytes() for path in (out, out.with_name("quick_grids.csv"))]
-    assert priors.main(options) == 0 and "5 of 5 priors are in" in capsys.readouterr().out
-    assert [path.read_bytes() for path in (out, out.with_name("quick_grids.csv"))] == before
+    costs = read(out.with_name("quick_costs.csv"))
+    assert list(costs.dtype.names) == list(read(RESULTS / "priors_costs.csv").dtype.names) and len(costs) == 6
+    files = [out, *map(out.with_name, ("quick_grids.csv", "quick_costs.csv"))]
+    before = [path.read_bytes() for path in files]
+    assert priors.main(options) == 0 and "6 of 6 priors are in" in capsys.readouterr().out
+    assert [path.read_bytes() for path in files] == before
 
 
 # Quantizers at equal bits

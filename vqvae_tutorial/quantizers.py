@@ -156,14 +156,23 @@ def _as_vectors(quantizer, vectors):
     return vectors
 
 
-def _as_codebook(quantizer, embeddings):
-    """Embeddings as float32, and the quantizer built for them."""
+def _built(quantizer):
+    """The quantizer, if it has a codebook."""
+    if not quantizer.built:
+        raise ValueError(f"{quantizer.name} has no codebook yet. Call it on vectors first, or give "
+                         "it one by `set_codebook`.")
+    return quantizer
+
+
+def _set_codebook(quantizer, embeddings):
+    """Sets the codebook, after a look at its shape; builds the quantizer where that is to come."""
     embeddings = ops.convert_to_tensor(embeddings, "float32")
     shape, D = tuple(embeddings.shape), quantizer.embedding_dim if quantizer.built else "D"
     if len(shape) != 2 or shape != (quantizer.num_codes, shape[1] if D == "D" else D):
         raise _refusal("embeddings", f"of shape ({quantizer.num_codes}, {D})", f"shape {shape}",
                        "Each row is the embedding of one code.")
-    return _as_vectors(quantizer, embeddings)
+    embeddings = _as_vectors(quantizer, embeddings)
+    quantizer.codebook.assign(embeddings)
 
 
 def _checked_gradient(gradient):
@@ -379,10 +388,7 @@ class CodebookQuantizer(Quantizer):
         return nearest_code(vectors, self.embeddings)
 
     def embed(self, codes):
-        if not self.built:
-            raise ValueError(f"{self.name} has no codebook yet. Call it on vectors first, or "
-                             "give it one by `set_codebook`.")
-        return look_up(codes, self.embeddings)
+        return look_up(codes, _built(self).embeddings)
 
     def adapt(self, vectors):
         """Starts the codebook, random so far, at the k-means centres of vectors `(..., D)`."""
@@ -391,8 +397,7 @@ class CodebookQuantizer(Quantizer):
 
     def set_codebook(self, embeddings):
         """Sets the codebook to `embeddings`, numbers `(K, D)`; `adapt` sets it anew."""
-        embeddings = _as_codebook(self, embeddings)
-        self.codebook.assign(embeddings)
+        _set_codebook(self, embeddings)
 
 # %% ../nbs/02_quantizer_layer.ipynb #5eab9c00
 @keras.saving.register_keras_serializable("vqvae_tutorial")
@@ -485,7 +490,7 @@ class RunningMeans:
 
     def start(self, embeddings):
         """Sets the codebook `(K, D)`; it counts as history, as much of it as γ remembers."""
-        self.set(ops.ones(len(embeddings)), ops.convert_to_tensor(embeddings, "float32"))
+        self.set(ops.ones_like(self.frequency.value), ops.cast(embeddings, "float32"))
         self.steps.assign(1 / (1 - self.decay))
 
 # %% ../nbs/02_quantizer_layer.ipynb #8dee7f0b
@@ -527,9 +532,8 @@ class VectorQuantizerEMA(VectorQuantizer):
             self.means.set(ops.where(dead, 1.0, used), ops.where(dead[:, None], fresh, total))
 
     def set_codebook(self, embeddings):
-        """Sets the codebook `(K, D)`, and the running means with it."""
-        embeddings = _as_codebook(self, embeddings)
-        self.means.start(embeddings)
+        super().set_codebook(embeddings)
+        self.means.start(self.embeddings)  # it counts as history
 
 # %% ../nbs/02_quantizer_layer.ipynb #285608eb
 @keras.saving.register_keras_serializable("vqvae_tutorial")

@@ -101,6 +101,12 @@ def _checked_levels(levels):
     return levels
 
 
+def _checked_bits(number):
+    if check_count(number, "num_bits") > 24:
+        raise _refusal("num_bits", "at most 24", number, "Take several, in a `ProductQuantizer`.")
+    return int(number)
+
+
 def _above_zero(value, name):
     if not value > 0:
         raise _refusal(name, "a number above 0", repr(value), f"Give `{name}=1.0`, say.")
@@ -227,10 +233,7 @@ class BinaryQuantizer(GridQuantizer):
 
     def __init__(self, num_bits, sphere=False, entropy_cost=0.1, commitment_cost=0.25,
                  temperature=1.0, **kwargs):
-        self.num_bits = check_count(num_bits, "num_bits")
-        if self.num_bits > 24:
-            advice = "Take several quantizers, as `ProductQuantizer` does."
-            raise _refusal("num_bits", "at most 24", num_bits, advice)
+        self.num_bits = _checked_bits(num_bits)
         super().__init__([2] * self.num_bits, **kwargs)
         self.sphere, self.temperature = sphere, _above_zero(temperature, "temperature")
         self.entropy_cost = _checked_weight(entropy_cost, "entropy_cost")
